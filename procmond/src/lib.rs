@@ -1,1 +1,7 @@
-//! Placeholder for the first slice.
+//! The process monitor: sees process starts, changes and stops, makes them durable in a
+//! write-ahead log and delivers them through the local event bus.
+//!
+//! The log ([`wal::WriteAheadLog`]) and the delivery ([`event_bus_connector::EventBusConnector`])
+//! can be embedded on their own.
+
+pub mod event_bus_connector;
