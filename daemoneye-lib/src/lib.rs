@@ -3,4 +3,9 @@
 //!
 //! Nothing here does I/O or knows an async runtime.
 
+pub mod display;
+pub mod models;
+pub mod paths;
+pub mod redaction;
 pub mod stream;
+pub mod topics;

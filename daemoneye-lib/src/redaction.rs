@@ -1,0 +1,142 @@
+//! Removing secrets from arguments before anything is written.
+//!
+//! Arguments are readable by every user of a machine while a process runs, but a log keeps them
+//! for years. So a [`RawArgv`] can be neither encoded nor printed, and the only way from it to the
+//! [`RedactedArgv`] an event holds is a [`Redactor`].
+
+use std::fmt;
+
+use bincode::{Decode, Encode};
+use serde::ser::SerializeSeq;
+use serde::{Serialize, Serializer};
+
+use crate::display;
+use crate::models::ByteString;
+
+/// What stands where a secret was.
+pub const REDACTED: &str = "[REDACTED]";
+
+/// The most bytes of arguments an event holds, each argument's end counted as one.
+pub const ARGV_BYTES_MAX: usize = 32 * 1024;
+
+/// Arguments as the kernel gave them, secrets and all.
+///
+/// Neither encodable nor serialisable, and its `Debug` shows only how much there is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RawArgv {
+    /// Each argument followed by a zero byte.
+    terminated: Vec<u8>,
+}
+
+impl RawArgv {
+    /// Takes arguments as `/proc/<pid>/cmdline` has them: each followed by a zero byte, the last
+    /// one perhaps not.
+    #[must_use]
+    pub fn from_cmdline(mut bytes: Vec<u8>) -> Self {
+        if bytes.last().is_some_and(|last| *last != 0) {
+            bytes.push(0);
+        }
+        Self { terminated: bytes }
+    }
+
+    /// Takes separate arguments. A zero byte inside one, which no kernel lets through, ends it.
+    pub fn from_args<I, A>(args: I) -> Self
+    where
+        I: IntoIterator<Item = A>,
+        A: AsRef<[u8]>,
+    {
+        let mut terminated = Vec::new();
+        for arg in args {
+            terminated.extend_from_slice(arg.as_ref());
+            terminated.push(0);
+        }
+        Self { terminated }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        split_terminated(&self.terminated)
+    }
+}
+
+impl fmt::Debug for RawArgv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RawArgv({} bytes)", self.terminated.len())
+    }
+}
+
+/// Arguments without secrets: made by a [`Redactor`] or by decoding an event, in no other way.
+///
+/// JSON shows an array with one [`ByteString`] for each argument.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RedactedArgv {
+    /// Each argument followed by a zero byte: half the memory and an eighth of the allocations of
+    /// a vector of vectors.
+    terminated: Vec<u8>,
+    truncated: bool,
+}
+
+impl RedactedArgv {
+    /// The arguments, the program's name first.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        split_terminated(&self.terminated)
+    }
+
+    /// Whether arguments were left out or cut for want of room: see [`ARGV_BYTES_MAX`].
+    #[must_use]
+    pub const fn is_truncated(&self) -> bool {
+        self.truncated
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.terminated.is_empty()
+    }
+
+    /// The command line as a person would type it: arguments joined by blanks, those that need it
+    /// in quotes, everything a terminal could act upon escaped.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        let mut line = String::with_capacity(self.terminated.len());
+        for arg in self.iter() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            let shown = display::escape(arg).to_string();
+            let bare =
+                |byte: u8| byte.is_ascii_alphanumeric() || b"_-./=:,@%+[]{}~^".contains(&byte);
+            if !arg.is_empty() && arg.iter().all(|byte| bare(*byte) || *byte >= 0x80) {
+                line.push_str(&shown);
+            } else {
+                line.push('\'');
+                line.push_str(&shown.replace('\'', r"'\''"));
+                line.push('\'');
+            }
+        }
+        if self.truncated {
+            line.push_str(" ...");
+        }
+        line
+    }
+}
+
+impl fmt::Debug for RedactedArgv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter().map(ByteString::new)).finish()
+    }
+}
+
+impl Serialize for RedactedArgv {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut seq = serializer.serialize_seq(None)?;
+        for arg in self.iter() {
+            seq.serialize_element(&ByteString::new(arg))?;
+        }
+        seq.end()
+    }
+}
+
+fn split_terminated(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    // `split` would show one empty argument after the last terminator.
+    bytes.split_inclusive(|byte| *byte == 0).map(|arg| arg.strip_suffix(&[0]).unwrap_or(arg))
+}
