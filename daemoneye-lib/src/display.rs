@@ -52,7 +52,7 @@ impl fmt::Display for Escaped<'_> {
 /// Whether a character shows itself and does nothing else.
 const fn is_plain(character: char) -> bool {
     match character {
-        '\\' => false,
+        '\0'..='\u{1f}' | '\\' => false,
         ' '..='~' => true,
         // Latin-1 controls, no-break space and soft hyphen.
         '\u{7f}'..='\u{a0}' | '\u{ad}' => false,

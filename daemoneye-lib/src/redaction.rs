@@ -2,7 +2,20 @@
 //!
 //! Arguments are readable by every user of a machine while a process runs, but a log keeps them
 //! for years. So a [`RawArgv`] can be neither encoded nor printed, and the only way from it to the
-//! [`RedactedArgv`] an event holds is a [`Redactor`].
+//! [`RedactedArgv`] an event holds is [`RawArgv::redact`].
+//!
+//! What is taken for a secret: the value of a name that smells of one (`--password x`,
+//! `DB_TOKEN=x`, `"api_key": "x"`, `?secret=x&`), of `Authorization` and its like, the password in
+//! a URL, what known programs take behind a short option (`mysql -px`), and tokens with a shape of
+//! their own; in arguments, over two arguments, and in a command line within an argument. In doubt
+//! the value goes and its name stays. A secret that nothing announces, such as a bare password in
+//! the third argument of an unknown program, cannot be seen.
+
+mod clients;
+mod names;
+mod scan;
+mod text;
+mod word;
 
 use std::fmt;
 
@@ -13,11 +26,18 @@ use serde::{Serialize, Serializer};
 use crate::display;
 use crate::models::ByteString;
 
+use word::{Secrets, Word};
+
 /// What stands where a secret was.
 pub const REDACTED: &str = "[REDACTED]";
 
 /// The most bytes of arguments an event holds, each argument's end counted as one.
 pub const ARGV_BYTES_MAX: usize = 32 * 1024;
+
+/// The most bytes of arguments that are looked at, twice what Linux allows for one argument.
+///
+/// More than an event holds, so that what tells a secret is not cut off before it is seen.
+pub const RAW_ARGV_BYTES_MAX: usize = 256 * 1024;
 
 /// Arguments as the kernel gave them, secrets and all.
 ///
@@ -26,17 +46,23 @@ pub const ARGV_BYTES_MAX: usize = 32 * 1024;
 pub struct RawArgv {
     /// Each argument followed by a zero byte.
     terminated: Vec<u8>,
+    truncated: bool,
 }
 
 impl RawArgv {
     /// Takes arguments as `/proc/<pid>/cmdline` has them: each followed by a zero byte, the last
-    /// one perhaps not.
+    /// one perhaps not. Of more than [`RAW_ARGV_BYTES_MAX`] only the arguments that are whole
+    /// within that are kept.
     #[must_use]
     pub fn from_cmdline(mut bytes: Vec<u8>) -> Self {
-        if bytes.last().is_some_and(|last| *last != 0) {
+        let truncated = bytes.len() > RAW_ARGV_BYTES_MAX;
+        if truncated {
+            let whole = bytes[..RAW_ARGV_BYTES_MAX].iter().rposition(|byte| *byte == 0);
+            bytes.truncate(whole.map_or(0, |last| last + 1));
+        } else if bytes.last().is_some_and(|last| *last != 0) {
             bytes.push(0);
         }
-        Self { terminated: bytes }
+        Self { terminated: bytes, truncated }
     }
 
     /// Takes separate arguments. A zero byte inside one, which no kernel lets through, ends it.
@@ -50,11 +76,28 @@ impl RawArgv {
             terminated.extend_from_slice(arg.as_ref());
             terminated.push(0);
         }
-        Self { terminated }
+        Self::from_cmdline(terminated)
     }
 
-    fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        split_terminated(&self.terminated)
+    /// The arguments without their secrets, cut to [`ARGV_BYTES_MAX`].
+    #[must_use]
+    pub fn redact(&self) -> RedactedArgv {
+        let mut place = 0;
+        let words = split_terminated(&self.terminated).map(|arg| {
+            let word = Word::whole(arg, place);
+            place += arg.len() + 1;
+            word
+        });
+        let mut secrets = Secrets::default();
+        scan::scan_command(words, &mut secrets);
+        let mut terminated = secrets.replace_in(&self.terminated, REDACTED.as_bytes());
+        let mut truncated = self.truncated;
+        if terminated.len() > ARGV_BYTES_MAX {
+            terminated.truncate(ARGV_BYTES_MAX - 1);
+            terminated.push(0);
+            truncated = true;
+        }
+        RedactedArgv { terminated, truncated }
     }
 }
 
@@ -64,7 +107,7 @@ impl fmt::Debug for RawArgv {
     }
 }
 
-/// Arguments without secrets: made by a [`Redactor`] or by decoding an event, in no other way.
+/// Arguments without secrets: made by [`RawArgv::redact`] or by decoding an event, in no other way.
 ///
 /// JSON shows an array with one [`ByteString`] for each argument.
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
@@ -140,3 +183,6 @@ fn split_terminated(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     // `split` would show one empty argument after the last terminator.
     bytes.split_inclusive(|byte| *byte == 0).map(|arg| arg.strip_suffix(&[0]).unwrap_or(arg))
 }
+
+#[cfg(test)]
+mod tests;

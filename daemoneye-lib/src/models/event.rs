@@ -175,3 +175,6 @@ impl EventKind {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
