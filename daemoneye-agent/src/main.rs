@@ -1,1 +1,3 @@
+//! daemoneye-agent.
+
 fn main() {}
