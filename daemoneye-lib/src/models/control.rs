@@ -212,3 +212,30 @@ pub enum ConnectorState {
     /// Delivering.
     Connected,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_read_as_they_are_written() {
+        let request = CollectorRequest::UpdateConfig(ConfigUpdate {
+            interval_ms: Some(500),
+            heartbeat_ms: None,
+        });
+        let json = serde_json::to_string(&request).unwrap();
+        assert_eq!(json, r#"{"request":"update_config","interval_ms":500}"#);
+        assert_eq!(serde_json::from_str::<CollectorRequest>(&json).unwrap(), request);
+        assert_eq!(
+            serde_json::to_string(&Lifecycle::BeginMonitoring).unwrap(),
+            r#"{"message":"begin_monitoring"}"#
+        );
+        assert_eq!(
+            serde_json::from_str::<CollectorRequest>(r#"{"request":"health"}"#).unwrap(),
+            CollectorRequest::Health
+        );
+        for bad in ["", "{}", r#"{"request":"explode"}"#, r#"{"request":"set_interval"}"#] {
+            assert!(serde_json::from_str::<CollectorRequest>(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -133,11 +133,7 @@ fn samples() -> [(Event, EventKind, &'static str); 4] {
                 "392f2f00020000",
             ),
         ),
-        (
-            gap().into(),
-            EventKind::Gap,
-            concat!("010102010301070109010100fb58020c62616420636865636b73756d",),
-        ),
+        (gap().into(), EventKind::Gap, "010102010301070109010100fb58020c62616420636865636b73756d"),
     ]
 }
 
