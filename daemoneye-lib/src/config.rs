@@ -267,6 +267,23 @@ impl Loader {
             .unwrap_or_else(|| find(default).expect("a default is one of the choices"))
     }
 
+    /// A text that `read` makes something of; `allowed` says which texts those are.
+    ///
+    /// # Panics
+    /// If it makes nothing of `default`: a mistake in the program.
+    pub fn parsed<T>(
+        &mut self,
+        key: &'static str,
+        default: &str,
+        allowed: &str,
+        read: impl Fn(&str) -> Option<T>,
+        doc: &'static str,
+    ) -> T {
+        let value = |raw: &Raw| read(&raw.text()?).ok_or(Refusal);
+        self.take(key, default.to_owned(), allowed.to_owned(), doc, value)
+            .unwrap_or_else(|| read(default).expect("a default is a text that can be read"))
+    }
+
     /// Checks that nothing was given that nobody asked for, and that everything was right. Call it
     /// when all options have been asked for. Returns what there is to know about each of them.
     ///

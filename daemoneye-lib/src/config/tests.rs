@@ -151,3 +151,18 @@ fn a_path_may_be_any_bytes_and_another_value_may_not() {
          takes a text that is not empty"
     );
 }
+
+#[test]
+fn a_parsed_option_says_what_it_takes() {
+    let load = |text| {
+        let mut loader = Loader::new("P");
+        loader.file("f", text);
+        let even = |text: &str| text.parse().ok().filter(|number: &u32| number % 2 == 0);
+        let value = loader.parsed("a.b", "4", "an even number", even, "");
+        loader.finish().map(|_| value)
+    };
+    assert_eq!(load(""), Ok(4));
+    assert_eq!(load("[a]\nb = \"6\""), Ok(6));
+    let error = load("[a]\nb = \"7\"").unwrap_err();
+    assert!(error.problems[0].message.contains("it takes an even number"), "{error}");
+}
