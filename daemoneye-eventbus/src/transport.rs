@@ -1,0 +1,273 @@
+//! The socket's file: who may own it, how it is taken, and how a client is sure of whom it talks
+//! to. Everything that differs between platforms is here.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use interprocess::local_socket::tokio::{Listener, Stream, prelude::*};
+use interprocess::local_socket::{GenericFilePath, ListenerOptions, Name};
+
+use crate::broker::BindError;
+use crate::client::ConnectError;
+
+/// The longest path a Unix socket can have: `sun_path` less its final zero.
+pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+fn name(socket: &Path) -> io::Result<Name<'_>> {
+    socket.to_fs_name::<GenericFilePath>()
+}
+
+/// A socket taken for ourselves. Dropping it removes the socket, then lets go of the lock.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pub(crate) listener: Listener,
+    /// Released after the listener has removed its socket: fields are dropped in order.
+    _lock: File,
+}
+
+/// Takes `socket`: one broker holds it, by a lock on `<socket>.lock`. A socket left behind by a
+/// killed broker is removed, under the lock and only if nobody answers on it.
+pub(crate) async fn bind(socket: &Path) -> Result<Bound, BindError> {
+    platform::check_path(socket)
+        .map_err(|bytes| BindError::PathTooLong { socket: socket.to_owned(), bytes })?;
+    platform::prepare_directory(socket)?;
+    let lock = lock(socket)?;
+    platform::remove_stale(socket).await?;
+    let io_error = |source| BindError::Io { socket: socket.to_owned(), source };
+    let options = ListenerOptions::new().name(name(socket).map_err(io_error)?);
+    let listener = platform::private(options).create_tokio().map_err(io_error)?;
+    Ok(Bound { listener, _lock: lock })
+}
+
+fn lock(socket: &Path) -> Result<File, BindError> {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    let path = platform::lock_path(PathBuf::from(path));
+    let lock_error = |source| BindError::Lock { path: path.clone(), source };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    platform::private_file(&mut options);
+    let mut file = options.open(&path).map_err(lock_error)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // The pid is a courtesy: whatever cannot be read is left out of the message.
+            let pid = file.take(32).read_to_string(&mut holder).ok();
+            return Err(BindError::InUse {
+                socket: socket.to_owned(),
+                pid: pid.and_then(|_| holder.trim().parse().ok()),
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(lock_error(source)),
+    }
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(lock_error)?;
+    Ok(file)
+}
+
+/// Connects to `socket` after checking that it belongs to us or root, and that whoever listens
+/// does, too.
+pub(crate) async fn connect(socket: &Path) -> Result<Stream, ConnectError> {
+    platform::check_path(socket)
+        .map_err(|bytes| ConnectError::PathTooLong { socket: socket.to_owned(), bytes })?;
+    platform::check_socket(socket)?;
+    let io_error = |source| ConnectError::from_io(socket, source);
+    let stream = Stream::connect(name(socket).map_err(io_error)?).await.map_err(io_error)?;
+    platform::check_server(socket, &stream)?;
+    Ok(stream)
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerIdentity {
+    pub(crate) pid: Option<u32>,
+    /// A user that may not talk to us.
+    pub(crate) foreign_uid: Option<u32>,
+}
+
+/// The peer's process and whether its user is ours or root.
+pub(crate) fn peer_identity(stream: &Stream) -> io::Result<PeerIdentity> {
+    platform::peer_identity(stream)
+}
+
+#[cfg(unix)]
+mod platform {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+
+    use interprocess::local_socket::traits::StreamCommon;
+    use interprocess::os::unix::local_socket::ListenerOptionsExt;
+
+    use super::*;
+
+    pub(super) fn check_path(socket: &Path) -> Result<(), usize> {
+        let bytes = socket.as_os_str().as_bytes().len();
+        if bytes > SOCKET_PATH_BYTES_MAX { Err(bytes) } else { Ok(()) }
+    }
+
+    fn is_ours(uid: u32) -> bool {
+        uid == 0 || uid == rustix::process::geteuid().as_raw()
+    }
+
+    /// The directory must keep others from putting a socket of their own in our place.
+    pub(super) fn prepare_directory(socket: &Path) -> Result<(), BindError> {
+        let directory = match socket.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => Path::new("/"),
+        };
+        let error = |source| BindError::Directory { directory: directory.to_owned(), source };
+        let metadata = match directory.metadata() {
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(directory)
+                    .map_err(error)?;
+                directory.metadata().map_err(error)?
+            }
+            other => other.map_err(error)?,
+        };
+        let problem = if !metadata.is_dir() {
+            "it is not a directory".to_owned()
+        } else if !is_ours(metadata.uid()) {
+            format!("it belongs to user {}", metadata.uid())
+        } else if metadata.mode() & 0o022 != 0 {
+            format!("its mode {:03o} lets others write to it", metadata.mode() & 0o777)
+        } else {
+            return Ok(());
+        };
+        Err(BindError::UnsafeDirectory { directory: directory.to_owned(), problem })
+    }
+
+    pub(super) fn lock_path(path: PathBuf) -> PathBuf {
+        path
+    }
+
+    pub(super) fn private_file(options: &mut OpenOptions) {
+        options.mode(0o600);
+    }
+
+    /// `interprocess` sets the mode before it binds, so there is no moment at which the socket is
+    /// open to others.
+    pub(super) fn private(options: ListenerOptions<'_>) -> ListenerOptions<'_> {
+        options.mode(0o600)
+    }
+
+    pub(super) async fn remove_stale(socket: &Path) -> Result<(), BindError> {
+        let io_error = |source| BindError::Io { socket: socket.to_owned(), source };
+        let metadata = match socket.symlink_metadata() {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(io_error(error)),
+        };
+        if !metadata.file_type().is_socket() {
+            return Err(BindError::NotASocket { socket: socket.to_owned() });
+        }
+        if !is_ours(metadata.uid()) {
+            return Err(io_error(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("a socket of user {} is there", metadata.uid()),
+            )));
+        }
+        match Stream::connect(name(socket).map_err(io_error)?).await {
+            Ok(_) => Err(BindError::InUse { socket: socket.to_owned(), pid: None }),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                tracing::info!(socket = %socket.display(), "removing the socket of a broker that ended without");
+                std::fs::remove_file(socket).map_err(io_error)
+            }
+            Err(error) => Err(io_error(error)),
+        }
+    }
+
+    pub(super) fn check_socket(socket: &Path) -> Result<(), ConnectError> {
+        let metadata =
+            socket.symlink_metadata().map_err(|error| ConnectError::from_io(socket, error))?;
+        let problem = if !metadata.file_type().is_socket() {
+            "it is not a socket".to_owned()
+        } else if !is_ours(metadata.uid()) {
+            format!("it belongs to user {}", metadata.uid())
+        } else if metadata.mode() & 0o022 != 0 {
+            format!("its mode {:03o} lets others use it", metadata.mode() & 0o777)
+        } else {
+            return Ok(());
+        };
+        Err(ConnectError::Untrusted { socket: socket.to_owned(), problem })
+    }
+
+    pub(super) fn check_server(socket: &Path, stream: &Stream) -> Result<(), ConnectError> {
+        let identity =
+            peer_identity(stream).map_err(|error| ConnectError::from_io(socket, error))?;
+        match identity.foreign_uid {
+            None => Ok(()),
+            Some(uid) => Err(ConnectError::Untrusted {
+                socket: socket.to_owned(),
+                problem: format!("user {uid} listens on it"),
+            }),
+        }
+    }
+
+    pub(super) fn peer_identity(stream: &Stream) -> io::Result<PeerIdentity> {
+        let credentials = stream.peer_creds()?;
+        let uid = credentials.euid().ok_or_else(|| {
+            io::Error::new(io::ErrorKind::Unsupported, "the platform does not tell the peer's user")
+        })?;
+        Ok(PeerIdentity {
+            pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()),
+            foreign_uid: (!is_ours(uid)).then_some(uid),
+        })
+    }
+}
+
+/// Named pipes have neither owner nor mode in the file system, and peers are known by pid only.
+#[cfg(not(unix))]
+mod platform {
+    use interprocess::local_socket::traits::StreamCommon;
+
+    use super::*;
+
+    pub(super) fn check_path(_socket: &Path) -> Result<(), usize> {
+        Ok(())
+    }
+
+    pub(super) fn prepare_directory(_socket: &Path) -> Result<(), BindError> {
+        Ok(())
+    }
+
+    /// A pipe's name is no place for a file: the lock lies in the user's temporary directory.
+    pub(super) fn lock_path(path: PathBuf) -> PathBuf {
+        let name: String = path
+            .to_string_lossy()
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' })
+            .collect();
+        std::env::temp_dir().join(name)
+    }
+
+    pub(super) fn private_file(_options: &mut OpenOptions) {}
+
+    pub(super) fn private(options: ListenerOptions<'_>) -> ListenerOptions<'_> {
+        options
+    }
+
+    pub(super) async fn remove_stale(_socket: &Path) -> Result<(), BindError> {
+        Ok(())
+    }
+
+    pub(super) fn check_socket(_socket: &Path) -> Result<(), ConnectError> {
+        Ok(())
+    }
+
+    pub(super) fn check_server(_socket: &Path, _stream: &Stream) -> Result<(), ConnectError> {
+        Ok(())
+    }
+
+    pub(super) fn peer_identity(stream: &Stream) -> io::Result<PeerIdentity> {
+        let pid = stream.peer_creds()?.pid().and_then(|pid| u32::try_from(pid).ok());
+        Ok(PeerIdentity { pid, foreign_uid: None })
+    }
+}
