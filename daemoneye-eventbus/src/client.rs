@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 pub use self::error::{
     CloseReason, ConnectError, Disconnected, PublishError, RequestError, SendError, SubscribeError,
 };
-pub use self::publisher::Publisher;
+pub use self::publisher::{Acks, Publisher};
 pub use self::subscription::{DurableSubscription, LiveSubscription};
 
 use self::io::ClientIo;

@@ -62,7 +62,7 @@ pub use broker::{
     LiveStats, PublisherInfo, StreamStats,
 };
 pub use client::{
-    Client, ClientOptions, CloseReason, ConnectError, Disconnected, DurableSubscription,
+    Acks, Client, ClientOptions, CloseReason, ConnectError, Disconnected, DurableSubscription,
     LiveOptions, LiveSubscription, PublishError, Publisher, RequestError, SendError,
     SubscribeError,
 };

@@ -8,6 +8,15 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
 use crate::wire::EntryHeader;
 
+/// Slices of a read buffer shorter than this are copied when they are to wait. As a slice, each
+/// would keep a whole 64 KiB block: a queue of 4 MiB could pin gigabytes.
+const DETACH_BYTES: usize = 16 * 1024;
+
+/// `bytes`, copied if they are short.
+pub(crate) fn detached(bytes: Bytes) -> Bytes {
+    if bytes.len() < DETACH_BYTES { Bytes::copy_from_slice(&bytes) } else { bytes }
+}
+
 /// Consecutive entries of one publish, still encoded. The bytes have been checked: walking them
 /// cannot fail.
 #[derive(Debug, Clone)]
@@ -21,6 +30,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// Copies the entries if they are a small part of what they would keep in memory.
+    pub(crate) fn detach(&mut self) {
+        self.entries = detached(std::mem::take(&mut self.entries));
+    }
+
     /// Takes the first entry off: its header and payload.
     pub(crate) fn pop(&mut self) -> Option<(EntryHeader, Bytes)> {
         let header = EntryHeader::read(&self.entries).ok()?;

@@ -166,9 +166,9 @@ impl Core {
         }
     }
 
-    /// Whether the peer has been welcomed.
-    pub(crate) fn is_welcome(&self, id: ConnId) -> bool {
-        self.conns.get(&id).is_some_and(|conn| conn.identity.is_some())
+    /// Whether the peer has been welcomed, or is to go.
+    pub(crate) fn has_answered(&self, id: ConnId) -> bool {
+        self.conns.get(&id).is_none_or(|conn| conn.identity.is_some() || conn.closing.is_some())
     }
 
     /// A ping is due.
@@ -893,11 +893,10 @@ impl Core {
         if let Some(token) = conn.ping.take() {
             Frame::Ping { token }.encode(&mut out.scratch);
         }
-        let mut budget = OUTPUT_BYTES;
+        // Each subscription gets its share and at least one item, so that none starves another.
+        let share = (OUTPUT_BYTES / conn.subscriptions.len().max(1)).max(1);
         for (number, subscription) in &mut conn.subscriptions {
-            if budget == 0 {
-                break;
-            }
+            let mut budget = share;
             match subscription {
                 Subscription::Live { queue, .. } => {
                     take_live(*number, queue, &mut budget, out);
@@ -1068,7 +1067,8 @@ fn check_batch(publish: Publish, aliases: &[Option<u16>]) -> Result<Chunk, Refus
             ),
         );
     }
-    Ok(Chunk { epoch, after, through, count, payload_bytes, topics, entries: entries.freeze() })
+    let entries = crate::queue::detached(entries.freeze());
+    Ok(Chunk { epoch, after, through, count, payload_bytes, topics, entries })
 }
 
 /// What of `chunk` lies after `received`. An entry that stands for sequences on both sides stays,

@@ -127,20 +127,23 @@ impl Session {
         reader: &mut (impl AsyncRead + Unpin),
         decoder: &mut FrameDecoder,
     ) -> io::Result<()> {
-        loop {
-            if reader.read_buf(decoder.buffer()).await? == 0 {
+        let wake = Arc::clone(&self.wake);
+        while !self.shared.core().has_answered(self.id) {
+            let read = tokio::select! {
+                read = reader.read_buf(decoder.buffer()) => read?,
+                // The broker may be shutting down.
+                () = wake.notified() => continue,
+            };
+            if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            match self.receive(decoder) {
-                Ok(Flow::Open) if self.shared.core().is_welcome(self.id) => return Ok(()),
-                Ok(Flow::Open) => {}
-                Ok(Flow::Close) => return Ok(()),
-                Err(error) => {
-                    self.shared.core().refuse_bytes(self.id, error);
-                    return Ok(());
-                }
+            if let Err(error) = self.receive(decoder) {
+                self.shared.core().refuse_bytes(self.id, error);
             }
         }
+        // What has been queued for the peer in the meantime is still to be written.
+        wake.notify_one();
+        Ok(())
     }
 }
 

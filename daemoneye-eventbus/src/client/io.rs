@@ -56,10 +56,6 @@ impl AsyncWrite for Shared {
         Pin::new(&mut &*self.0).poll_write_vectored(cx, bufs)
     }
 
-    fn is_write_vectored(&self) -> bool {
-        (&*self.0).is_write_vectored()
-    }
-
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut &*self.0).poll_flush(cx)
     }
@@ -298,7 +294,7 @@ impl Peer for ClientIo {
         if self.reason.is_some() {
             return Flow::Close;
         }
-        // Asked before taking: the goodbye is in what is taken, or the flag is not set yet.
+        // Asked before taking: if it is set, the goodbye is in what is taken or has been written.
         let leaving = self.shared.is_leaving();
         let mut own = BytesMut::new();
         if let Some(token) = self.pong.take() {

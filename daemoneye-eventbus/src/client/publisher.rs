@@ -27,15 +27,13 @@ pub struct Publisher {
     handle: Arc<Handle>,
     position: Position,
     welcome: Welcome,
-    acks: watch::Receiver<Option<Ack>>,
+    acks: Acks,
     aliases: Mutex<HashMap<Topic, u16>>,
 }
 
 impl Publisher {
     pub(super) fn new(handle: Arc<Handle>, position: Position, welcome: Welcome) -> Self {
-        let mut acks = handle.shared.acks.subscribe();
-        // An ack that came right behind the Welcome is news, too.
-        acks.mark_changed();
+        let acks = Acks::new(Arc::clone(&handle));
         Self { handle, position, welcome, acks, aliases: Mutex::default() }
     }
 
@@ -140,20 +138,47 @@ impl Publisher {
         Ok(())
     }
 
+    /// [`Acks::next`] of the publisher's own.
+    pub async fn acked(&mut self) -> Result<Ack, Disconnected> {
+        self.acks.next().await
+    }
+
+    /// The acknowledgements for another task than the one that publishes, the newest so far first.
+    #[must_use]
+    pub fn acks(&self) -> Acks {
+        Acks::new(Arc::clone(&self.handle))
+    }
+}
+
+/// The acknowledgements of a publisher's stream, as they come.
+#[derive(Debug)]
+pub struct Acks {
+    handle: Arc<Handle>,
+    newest: watch::Receiver<Option<Ack>>,
+}
+
+impl Acks {
+    fn new(handle: Arc<Handle>) -> Self {
+        let mut newest = handle.shared.acks.subscribe();
+        // An ack that came right behind the Welcome is news, too.
+        newest.mark_changed();
+        Self { handle, newest }
+    }
+
     /// The newest acknowledgement, as soon as there is one that has not been returned. Cumulative:
     /// those in between are skipped. Cancel-safe.
-    pub async fn acked(&mut self) -> Result<Ack, Disconnected> {
+    pub async fn next(&mut self) -> Result<Ack, Disconnected> {
         loop {
-            if self.acks.has_changed().unwrap_or(false)
-                && let Some(ack) = *self.acks.borrow_and_update()
+            if self.newest.has_changed().unwrap_or(false)
+                && let Some(ack) = *self.newest.borrow_and_update()
             {
                 return Ok(ack);
             }
             let shared = &self.handle.shared;
             tokio::select! {
                 biased;
-                changed = self.acks.changed() => {
-                    self.acks.mark_changed();
+                changed = self.newest.changed() => {
+                    self.newest.mark_changed();
                     if changed.is_err() {
                         return Err(shared.disconnected().await);
                     }

@@ -57,6 +57,9 @@ pub(crate) struct Shared {
     pub(crate) acks: AckWatch,
     state: Mutex<State>,
     closed: watch::Sender<Option<CloseReason>>,
+    /// The goodbye is being queued.
+    parting: AtomicBool,
+    /// The goodbye has been queued.
     leaving: AtomicBool,
 }
 
@@ -88,6 +91,7 @@ impl Shared {
                 requests_total: 0,
             }),
             closed: watch::Sender::new(None),
+            parting: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
         }
     }
@@ -165,8 +169,10 @@ impl Shared {
     }
 
     pub(crate) fn say_goodbye(&self) {
-        if !self.leaving.swap(true, Ordering::AcqRel) {
+        if !self.parting.swap(true, Ordering::AcqRel) {
             self.outbox.append(|out| goodbye_frame().encode(out));
+            self.leaving.store(true, Ordering::Release);
+            self.outbox.filled.notify_one();
         }
     }
 

@@ -72,9 +72,12 @@ impl LiveSink {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push_run(&self, run: Run, topics: Topics) {
+    pub(crate) fn push_run(&self, mut run: Run, topics: Topics) {
         {
             let mut state = self.state();
+            if state.queue.count() > 0 {
+                run.detach();
+            }
             // Aliases are only ever added, so the newest table serves all queued runs.
             state.topics = topics;
             state.queue.push_run(run);
@@ -179,8 +182,14 @@ impl DurableSink {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push(&self, run: Run, topics: Topics) {
-        self.state().queue.push_back((run, topics));
+    pub(crate) fn push(&self, mut run: Run, topics: Topics) {
+        {
+            let mut state = self.state();
+            if !state.queue.is_empty() {
+                run.detach();
+            }
+            state.queue.push_back((run, topics));
+        }
         self.filled.notify_one();
     }
 
