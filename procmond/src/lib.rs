@@ -5,3 +5,4 @@
 //! can be embedded on their own.
 
 pub mod event_bus_connector;
+pub mod wal;

@@ -1,0 +1,694 @@
+//! The write-ahead log: records are durable before anybody hears of them, and forgotten only when
+//! everybody has.
+//!
+//! A log is a directory of segments (`docs/wal-format.md`) that one process at a time holds. It
+//! stores opaque payloads under a kind byte and gives each a *sequence*: contiguous from 1 within
+//! a *stream*, never used twice. Appends from many tasks are gathered, written with one write and
+//! made durable with one fdatasync by one named thread; then everybody gets a receipt. The
+//! *watermark*, up to which all consumers have committed, is written into the log itself and rides
+//! the next commit; segments wholly below it are deleted.
+//!
+//! ```
+//! use procmond::wal::{Entry, WalOptions, WriteAheadLog};
+//! # let dir = tempfile::tempdir()?;
+//! # let dir = dir.path();
+//! # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+//! # runtime.block_on(async {
+//! let (log, recovery) = WriteAheadLog::open(dir, WalOptions::default())?;
+//! assert!(recovery.new_stream);
+//! let receipt = log.append(1, 1_700_000_000_000_000_000, b"a start").await?;
+//!
+//! // Whatever happens from here on, the record is there.
+//! let mut reader = log.reader(receipt.sequence);
+//! for entry in reader.next_batch(1 << 20)? {
+//!     match entry {
+//!         Entry::Record(record) => assert_eq!(&record.payload[..], b"a start"),
+//!         Entry::Lost { first, last, .. } => eprintln!("lost {first} to {last}"),
+//!     }
+//! }
+//! log.acknowledge(receipt.sequence)?;
+//! log.close()?;
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
+
+mod error;
+mod format;
+mod group;
+mod lock;
+mod reader;
+mod recovery;
+mod scan;
+mod segment;
+mod state;
+mod storage;
+mod wait;
+mod writer;
+
+pub use error::WalError;
+pub use reader::{Entry, LostReason, Record, WalReader};
+pub use wait::Durable;
+
+use group::Group;
+use lock::DirLock;
+use state::{Counters, NewStream, Shared, State, Wants};
+use storage::{OsStorage, Storage};
+use wait::{Wait, block_on};
+use writer::Writer;
+
+/// How a log behaves. The defaults are the product's.
+#[derive(Debug, Clone)]
+pub struct WalOptions {
+    /// A segment is left for the next when it would grow beyond this. Lowered to a quarter of the
+    /// disk budget, so that room can come back in parts. At least 4 KiB.
+    pub segment_bytes: u64,
+    /// How long a record or an acknowledgement may wait for others to share its fdatasync. Zero
+    /// writes at once.
+    pub commit_delay: Duration,
+    /// As soon as this many bytes wait they are written, whatever the delay.
+    pub commit_bytes: usize,
+    /// At this many bytes in queue [`WriteAheadLog::submit`] says [`WalError::Busy`]. What is in
+    /// memory is at most twice this and one submission.
+    pub queue_bytes: usize,
+    /// What the segments may take of the disk; appends are refused beyond it.
+    pub disk_budget_bytes: u64,
+    /// The longest payload taken, at most 16 MiB.
+    pub max_record_bytes: u32,
+}
+
+impl Default for WalOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 80_000_000,
+            commit_delay: Duration::from_millis(5),
+            commit_bytes: 64 << 10,
+            queue_bytes: 4 << 20,
+            disk_budget_bytes: 1 << 30,
+            max_record_bytes: 1 << 20,
+        }
+    }
+}
+
+impl WalOptions {
+    fn checked(mut self) -> Result<Self, WalError> {
+        const SEGMENT_BYTES_MIN: u64 = 4 << 10;
+        let bad = |name, value, must| Err(WalError::BadOption { name, value, must });
+        if self.segment_bytes < SEGMENT_BYTES_MIN {
+            return bad("segment_bytes", self.segment_bytes, "at least 4096");
+        }
+        if self.disk_budget_bytes < 4 * SEGMENT_BYTES_MIN {
+            return bad("disk_budget_bytes", self.disk_budget_bytes, "at least 16384");
+        }
+        if self.max_record_bytes > format::PAYLOAD_BYTES_MAX {
+            let value = u64::from(self.max_record_bytes);
+            return bad("max_record_bytes", value, "at most 16777216");
+        }
+        if self.queue_bytes == 0 {
+            return bad("queue_bytes", 0, "at least 1");
+        }
+        self.segment_bytes = self.segment_bytes.min(self.disk_budget_bytes / 4);
+        Ok(self)
+    }
+}
+
+/// Proof that a record and everything before it survives kill -9 and a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// The record's place in the stream.
+    pub sequence: Sequence,
+    /// The opening of the log that wrote it.
+    pub epoch: Epoch,
+}
+
+/// A record to append.
+#[derive(Debug, Clone, Copy)]
+pub struct NewRecord<'a> {
+    /// What it is, 1 to 255; the log only stores it.
+    pub kind: u8,
+    /// When it happened, in nanoseconds since 1970; the log only stores it.
+    pub timestamp_ns: i64,
+    /// Its payload.
+    pub payload: &'a [u8],
+}
+
+/// What opening a log found.
+#[derive(Debug, Clone, Default)]
+pub struct Recovery {
+    /// The directory held no log, or none that says who it is.
+    pub new_stream: bool,
+    /// The oldest sequence still held, acknowledged ones included; one after `last` if none is.
+    pub first: Sequence,
+    /// The last sequence used.
+    pub last: Sequence,
+    /// Everything up to here was acknowledged.
+    pub watermark: Sequence,
+    /// Records not acknowledged, lost ones included.
+    pub records: u64,
+    /// Segment files, the one this opening has begun included.
+    pub segments: usize,
+    /// What was cut off the end.
+    pub torn: Option<TornTail>,
+    /// Records found lost. Only the last segment is read as a whole when a log is opened; a reader
+    /// finds out about the others.
+    pub damage: Vec<LostRange>,
+    /// Segments that belong to another log or to none; they are neither read nor removed.
+    pub foreign: Vec<PathBuf>,
+}
+
+/// Bytes after the last whole record, left by a write that a crash cut short.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment.
+    pub path: PathBuf,
+    /// Where it was cut.
+    pub offset: u64,
+    /// How much was cut off.
+    pub bytes: u64,
+    /// Where the bytes are kept, if they were more than one record cut short.
+    pub copy: Option<PathBuf>,
+}
+
+/// Records that cannot be read back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LostRange {
+    /// The first of them.
+    pub first: Sequence,
+    /// The last of them.
+    pub last: Sequence,
+    /// Why.
+    pub reason: LostReason,
+}
+
+/// A log in numbers.
+#[derive(Debug, Clone)]
+pub struct WalStats {
+    /// The stream.
+    pub stream: StreamId,
+    /// This opening.
+    pub epoch: Epoch,
+    /// The last sequence assigned.
+    pub last: Sequence,
+    /// The last sequence that is durable.
+    pub durable: Sequence,
+    /// Acknowledged up to here.
+    pub watermark: Sequence,
+    /// Acknowledged up to here, and a restart will know.
+    pub watermark_durable: Sequence,
+    /// Segment files.
+    pub segments: usize,
+    /// Bytes in them and on their way there.
+    pub used_bytes: u64,
+    /// Bytes of records waiting for the writer.
+    pub queued_bytes: usize,
+    /// Records taken since the log was opened.
+    pub appended: u64,
+    /// Their payload bytes.
+    pub appended_bytes: u64,
+    /// How often something was made durable.
+    pub syncs: u64,
+    /// How often a failed write or sync was made good in a fresh segment.
+    pub rewrites: u64,
+    /// How often [`WalError::Busy`] was said.
+    pub busy: u64,
+    /// Records refused because the budget was spent or the disk full, by kind.
+    pub refused: Vec<(u8, u64)>,
+    /// Whether the disk is full at the moment.
+    pub disk_full: bool,
+}
+
+/// A log open for writing. Clones are handles on the same log; the last one dropped closes it.
+#[derive(Clone)]
+pub struct WriteAheadLog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    storage: Arc<dyn Storage>,
+    /// The writer and the lock, until closed.
+    held: Mutex<Option<(JoinHandle<()>, DirLock)>>,
+}
+
+impl WriteAheadLog {
+    /// Opens the log in a directory, creating it (0700) if it is not there. Blocks on the disk for
+    /// about as long as it takes to read the last segment.
+    ///
+    /// # Errors
+    /// [`WalError::LockHeld`] if a process has it open, [`WalError::UnknownFormat`] if a newer
+    /// program wrote it, [`WalError::Io`] and [`WalError::DiskFull`] as the system says. Damage is
+    /// no error: it is in the [`Recovery`], and readers tell where it is.
+    pub fn open(dir: &Path, options: WalOptions) -> Result<(Self, Recovery), WalError> {
+        Self::open_on(Arc::new(OsStorage), dir, options)
+    }
+
+    fn open_on(
+        storage: Arc<dyn Storage>,
+        dir: &Path,
+        options: WalOptions,
+    ) -> Result<(Self, Recovery), WalError> {
+        let options = options.checked()?;
+        storage.create_dir(dir).map_err(|source| WalError::io("create", dir, source))?;
+        let lock = DirLock::take(dir)?;
+        let recovered = recovery::recover(&*storage, dir)?;
+        let mut state = State {
+            stream: recovered.stream,
+            generation: 0,
+            epoch: recovered.epoch,
+            epochs: recovered.epochs,
+            last: recovered.last,
+            durable: recovered.last,
+            watermark: recovered.watermark,
+            watermark_durable: recovered.watermark,
+            retain_from: None,
+            group: Group::default(),
+            writing_bytes: 0,
+            waiting_since: None,
+            flush: false,
+            closing: false,
+            new_stream: NewStream::No,
+            shut: None,
+            full: None,
+            segments: recovered.segments,
+            segments_bytes: 0,
+            waiters: Vec::new(),
+            next_waiter: 0,
+            counters: Counters::default(),
+        };
+        state.recount();
+        let shared = Arc::new(Shared::new(dir.to_owned(), options, state));
+        let writer = Writer {
+            shared: Arc::clone(&shared),
+            storage: Arc::clone(&storage),
+            active: recovered.active,
+            durable: recovered.last,
+            group: Group::default(),
+            cohort: 0,
+            abandoned: false,
+        };
+        let thread = thread::Builder::new()
+            .name("wal-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|source| WalError::io("start the writer thread for", dir, source))?;
+        let held = Mutex::new(Some((thread, lock)));
+        Ok((Self { inner: Arc::new(Inner { shared, storage, held }) }, recovered.report))
+    }
+
+    /// Appends a record and waits until it is durable; waits for room in the queue before.
+    ///
+    /// Dropping the future before it resolves leaves it open whether the record was appended.
+    ///
+    /// # Errors
+    /// As [`WriteAheadLog::submit`] (except [`WalError::Busy`]) and [`WriteAheadLog::durable`].
+    pub async fn append(
+        &self,
+        kind: u8,
+        timestamp_ns: i64,
+        payload: &[u8],
+    ) -> Result<Receipt, WalError> {
+        loop {
+            match self.submit(kind, timestamp_ns, payload) {
+                Err(WalError::Busy) => self.room().await,
+                other => return self.durable(other?).await,
+            }
+        }
+    }
+
+    /// Assigns the next sequence to a record and queues it. Does not wait and does no I/O.
+    ///
+    /// # Errors
+    /// The record was not taken and no sequence was used: [`WalError::Busy`] when the queue is full
+    /// (or a new stream is being written), [`WalError::BudgetSpent`] or [`WalError::DiskFull`] for
+    /// want of disk (counted in [`WalStats::refused`]), [`WalError::TooLarge`],
+    /// [`WalError::ReservedKind`], and [`WalError::Closed`] or [`WalError::Poisoned`] for good.
+    pub fn submit(
+        &self,
+        kind: u8,
+        timestamp_ns: i64,
+        payload: &[u8],
+    ) -> Result<Sequence, WalError> {
+        self.submit_all(&[NewRecord { kind, timestamp_ns, payload }])
+    }
+
+    /// Queues several records under one lock, all or none, and returns the last one's sequence
+    /// (the last assigned, if there are none).
+    ///
+    /// # Errors
+    /// As [`WriteAheadLog::submit`].
+    pub fn submit_all(&self, records: &[NewRecord<'_>]) -> Result<Sequence, WalError> {
+        let shared = &*self.inner.shared;
+        let options = &shared.options;
+        let mut bytes = 0;
+        for record in records {
+            if record.kind == format::KIND_CONTROL {
+                return Err(WalError::ReservedKind);
+            }
+            if record.payload.len() > options.max_record_bytes as usize {
+                return Err(WalError::TooLarge {
+                    bytes: record.payload.len(),
+                    max_bytes: options.max_record_bytes,
+                });
+            }
+            bytes += Group::frame_bytes(record.payload.len()) as u64;
+        }
+        let mut state = shared.lock();
+        state.admit(shared, records, bytes)?;
+        if records.is_empty() {
+            return Ok(state.last);
+        }
+        let before = state.group.pending_bytes();
+        for record in records {
+            let sequence = state.last.next();
+            state.group.push(record.kind, sequence, record.timestamp_ns, record.payload);
+            state.last = sequence;
+            state.counters.appended += 1;
+            state.counters.appended_bytes += record.payload.len() as u64;
+        }
+        let last = state.last;
+        let first_to_wait = state.waiting_since.is_none();
+        if first_to_wait {
+            state.waiting_since = Some(Instant::now());
+        }
+        let after = state.group.pending_bytes();
+        drop(state);
+        if first_to_wait || (before < options.commit_bytes && after >= options.commit_bytes) {
+            shared.call_writer();
+        }
+        Ok(last)
+    }
+
+    /// Resolves when a sequence is durable. May be dropped and asked again.
+    ///
+    /// # Errors
+    /// [`WalError::NotAppended`] if it has not been assigned. [`WalError::DiskFull`] if it has to
+    /// wait for room: the record stays queued and becomes durable when there is some.
+    /// [`WalError::Poisoned`] and [`WalError::Closed`] if it may never be.
+    pub fn durable(&self, sequence: Sequence) -> Durable {
+        let shared = &self.inner.shared;
+        // Asked now, because the sequence is this stream's.
+        let state = shared.lock();
+        let wait = if sequence > state.last {
+            Err(WalError::NotAppended { sequence, last: state.last })
+        } else {
+            Ok(Wait::new(Arc::clone(shared), Wants::Durable(sequence), state.generation))
+        };
+        let epoch = state.epoch_at(sequence).unwrap_or(state.epoch);
+        Durable::new(wait, Receipt { sequence, epoch })
+    }
+
+    /// [`WriteAheadLog::durable`] for a thread.
+    ///
+    /// # Errors
+    /// As [`WriteAheadLog::durable`].
+    pub fn durable_blocking(&self, sequence: Sequence) -> Result<Receipt, WalError> {
+        block_on(self.durable(sequence))
+    }
+
+    /// Resolves when [`WriteAheadLog::submit`] would not say [`WalError::Busy`], or would say
+    /// something worse.
+    pub async fn room(&self) {
+        // Whatever stands against it, submit says it better.
+        let _ = self.wait(Wants::Room).await;
+    }
+
+    /// Makes everything submitted and acknowledged so far durable now, without the commit delay,
+    /// and returns the last durable sequence.
+    ///
+    /// # Errors
+    /// As [`WriteAheadLog::durable`].
+    pub async fn flush(&self) -> Result<Sequence, WalError> {
+        let (last, watermark) = {
+            let mut state = self.inner.shared.lock();
+            if state.last > state.durable || state.watermark > state.watermark_durable {
+                state.flush = true;
+            }
+            (state.last, state.watermark)
+        };
+        self.inner.shared.call_writer();
+        self.wait(Wants::Durable(last)).await?;
+        self.wait(Wants::Watermark(watermark)).await?;
+        Ok(last)
+    }
+
+    /// The last sequence assigned; [`Sequence::NONE`] in a new stream.
+    #[must_use]
+    pub fn last(&self) -> Sequence {
+        self.inner.shared.lock().last
+    }
+
+    /// The last sequence that is durable.
+    #[must_use]
+    pub fn last_durable(&self) -> Sequence {
+        self.inner.shared.lock().durable
+    }
+
+    /// Up to where everything was acknowledged. Durable a commit later.
+    #[must_use]
+    pub fn watermark(&self) -> Sequence {
+        self.inner.shared.lock().watermark
+    }
+
+    /// Every consumer has committed everything up to this sequence: it may be forgotten.
+    ///
+    /// Becomes durable with the next commit, or within the commit delay if there is none; then
+    /// segments wholly below are deleted. An older sequence than the watermark changes nothing.
+    ///
+    /// # Errors
+    /// [`WalError::AheadOfLog`] beyond what is durable, [`WalError::Closed`] or
+    /// [`WalError::Poisoned`] if the log is shut.
+    pub fn acknowledge(&self, sequence: Sequence) -> Result<(), WalError> {
+        let mut state = self.inner.shared.lock();
+        if let Some(why) = &state.shut {
+            return Err(why.clone());
+        }
+        if sequence > state.durable {
+            return Err(WalError::AheadOfLog { sequence, durable: state.durable });
+        }
+        if sequence > state.watermark {
+            state.watermark = sequence;
+            let call = state.waiting_since.is_none();
+            if call {
+                state.waiting_since = Some(Instant::now());
+            }
+            // A full disk is tried again at once: this may be what makes room.
+            let call = call || state.full.is_some();
+            drop(state);
+            if call {
+                self.inner.shared.call_writer();
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the segments that hold records from this sequence on, acknowledged or not. Only
+    /// until the log is closed or a new stream begins.
+    pub fn retain_from(&self, sequence: Sequence) {
+        self.inner.shared.lock().retain_from = Some(sequence);
+    }
+
+    /// The stream.
+    #[must_use]
+    pub fn stream(&self) -> StreamId {
+        self.inner.shared.lock().stream
+    }
+
+    /// This opening of the stream.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.inner.shared.lock().epoch
+    }
+
+    /// Which opening wrote the record at a sequence. Known for every record not yet acknowledged
+    /// and for the one at the watermark; `None` for older ones that were deleted, and for those
+    /// not yet written.
+    #[must_use]
+    pub fn epoch_at(&self, sequence: Sequence) -> Option<Epoch> {
+        self.inner.shared.lock().epoch_at(sequence)
+    }
+
+    /// Reads durable records from a sequence on.
+    #[must_use]
+    pub fn reader(&self, from: Sequence) -> WalReader {
+        WalReader::new(Arc::clone(&self.inner.shared), Arc::clone(&self.inner.storage), from)
+    }
+
+    /// Durable bytes of records that were not acknowledged, as good as segment lengths tell.
+    #[must_use]
+    pub fn unacknowledged_bytes(&self) -> u64 {
+        self.inner.shared.lock().unacknowledged_bytes()
+    }
+
+    /// The log in numbers.
+    #[must_use]
+    pub fn stats(&self) -> WalStats {
+        let state = self.inner.shared.lock();
+        let counters = state.counters.clone();
+        WalStats {
+            stream: state.stream,
+            epoch: state.epoch,
+            last: state.last,
+            durable: state.durable,
+            watermark: state.watermark,
+            watermark_durable: state.watermark_durable,
+            segments: state.segments.len(),
+            used_bytes: state.used_bytes(),
+            queued_bytes: state.group.pending_bytes(),
+            appended: counters.appended,
+            appended_bytes: counters.appended_bytes,
+            syncs: counters.syncs,
+            rewrites: counters.rewrites,
+            busy: counters.busy,
+            refused: counters.refused,
+            disk_full: state.full.is_some(),
+        }
+    }
+
+    /// Begins a new stream: the log was found not to continue what consumers have.
+    ///
+    /// Everything that was not acknowledged is written again from sequence 1, after `first` (kind,
+    /// timestamp and payload of a record that says what happened), and the old stream's segments
+    /// are deleted. A crash in between leaves wholly the one or wholly the other. Records that are
+    /// lost in the old stream are as many sequences lost in the new one. Appends wait meanwhile;
+    /// waits for old sequences are over when it begins, because they are durable by then.
+    ///
+    /// Dropping the future leaves it open whether the stream begins.
+    ///
+    /// # Errors
+    /// The old stream goes on: [`WalError::DiskFull`], [`WalError::Io`], [`WalError::Busy`] if
+    /// somebody else is at it, and what [`WriteAheadLog::submit`] says about `first`.
+    pub async fn begin_stream(
+        &self,
+        first: Option<(u8, i64, &[u8])>,
+    ) -> Result<StreamId, WalError> {
+        let shared = &self.inner.shared;
+        if let Some((kind, _, payload)) = first {
+            let max_bytes = shared.options.max_record_bytes;
+            if kind == format::KIND_CONTROL {
+                return Err(WalError::ReservedKind);
+            }
+            if payload.len() > max_bytes as usize {
+                return Err(WalError::TooLarge { bytes: payload.len(), max_bytes });
+            }
+        }
+        let generation = {
+            let mut state = shared.lock();
+            if state.new_stream.is_under_way() {
+                return Err(WalError::Busy);
+            }
+            let first = first.map(|(kind, time, payload)| (kind, time, payload.to_vec()));
+            state.new_stream = NewStream::Asked(first);
+            state.generation
+        };
+        shared.call_writer();
+        let waited = Wait::new(Arc::clone(shared), Wants::Stream, generation).await;
+        let mut state = shared.lock();
+        if state.generation != generation {
+            return Ok(state.stream);
+        }
+        match std::mem::take(&mut state.new_stream) {
+            NewStream::Failed(error) => Err(error),
+            _ => Err(waited.err().unwrap_or(WalError::Closed)),
+        }
+    }
+
+    /// Makes everything durable, ends the writer and lets go of the directory. Other handles find
+    /// the log closed. Blocks on the disk.
+    ///
+    /// # Errors
+    /// What kept the last records from becoming durable.
+    pub fn close(&self) -> Result<(), WalError> {
+        self.inner.close()
+    }
+
+    async fn wait(&self, wants: Wants) -> Result<(), WalError> {
+        let generation = self.inner.shared.lock().generation;
+        Wait::new(Arc::clone(&self.inner.shared), wants, generation).await
+    }
+}
+
+impl std::fmt::Debug for WriteAheadLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.inner.shared.lock();
+        f.debug_struct("WriteAheadLog")
+            .field("dir", &self.inner.shared.dir)
+            .field("stream", &state.stream)
+            .field("epoch", &state.epoch)
+            .field("durable", &state.durable)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn close(&self) -> Result<(), WalError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((thread, lock)) = held.take() {
+            self.shared.lock().closing = true;
+            self.shared.call_writer();
+            let ended = thread.join();
+            drop(lock);
+            if ended.is_err() {
+                let source = std::io::Error::other("the writer thread panicked");
+                let shut = Some(WalError::io("finish writing", &self.shared.dir, source));
+                self.shared.lock().shut = shut;
+            }
+        }
+        match &self.shared.lock().shut {
+            None | Some(WalError::Closed) => Ok(()),
+            Some(why) => Err(why.clone()),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::error!(dir = ?self.shared.dir, %error, "the log did not close cleanly");
+        }
+    }
+}
+
+impl State {
+    /// Whether these records may be queued.
+    fn admit(
+        &mut self,
+        shared: &Shared,
+        records: &[NewRecord<'_>],
+        bytes: u64,
+    ) -> Result<(), WalError> {
+        if let Some(why) = &self.shut {
+            return Err(why.clone());
+        }
+        if self.closing {
+            return Err(WalError::Closed);
+        }
+        let options = &shared.options;
+        let used_bytes = self.used_bytes();
+        let refused = if let Some(why) = &self.full {
+            Some(why.clone())
+        } else if used_bytes + bytes > options.disk_budget_bytes {
+            Some(WalError::BudgetSpent {
+                dir: shared.dir.clone(),
+                used_bytes,
+                budget_bytes: options.disk_budget_bytes,
+            })
+        } else {
+            None
+        };
+        if let Some(why) = refused {
+            records.iter().for_each(|record| self.counters.refuse(record.kind));
+            return Err(why);
+        }
+        if !self.has_room(options.queue_bytes) {
+            self.counters.busy += 1;
+            return Err(WalError::Busy);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,379 @@
+//! The bytes of a segment: a header, then frames. `docs/wal-format.md` is the same in prose.
+//!
+//! All integers are little-endian. A frame's checksum is the CRC-32 of everything after it, XORed
+//! with the segment's salt. XOR instead of a seed has two uses: frames are encoded before it is
+//! known in which segment they will stand (the writer salts them in place, and again if it has to
+//! move them to another segment), and a frame that names its own salt can be verified in a segment
+//! whose header is lost. It is as strong: bytes of another segment pass only if the salts agree.
+
+use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
+
+/// The first bytes of every segment.
+pub(crate) const SEGMENT_MAGIC: [u8; 8] = *b"DEYEWAL\x1a";
+/// The version of this layout.
+pub(crate) const FORMAT_VERSION: u16 = 1;
+/// What the payloads are: 1 is bincode 2 with its standard configuration behind a schema byte.
+pub(crate) const PAYLOAD_CODEC: u16 = 1;
+/// The first bytes of every frame: what is looked for after damage.
+pub(crate) const FRAME_MAGIC: [u8; 4] = [0xd7, b'W', b'A', b'L'];
+/// Bytes of a frame before its payload.
+pub(crate) const FRAME_BYTES: usize = 32;
+/// The longest payload a frame can announce. A longer one is damage, so no length read from disk
+/// makes us allocate more.
+pub(crate) const PAYLOAD_BYTES_MAX: u32 = 16 << 20;
+/// Sequences on disk stay below this; a higher one is damage, so that no arithmetic on what was
+/// read overflows.
+const SEQUENCE_LIMIT: u64 = 1 << 62;
+/// Bytes of a [`Label`].
+pub(crate) const LABEL_BYTES: usize = 88;
+/// Bytes of the segment header.
+pub(crate) const HEADER_BYTES: usize = 16 + LABEL_BYTES;
+/// Bytes of a control record.
+pub(crate) const CONTROL_BYTES: usize = FRAME_BYTES + LABEL_BYTES;
+/// The kind of a control record.
+pub(crate) const KIND_CONTROL: u8 = 0;
+
+const CHECKSUM_AT: usize = 4;
+const CHECKED_FROM: usize = 8;
+
+/// What a segment says of itself, in its header and again in every control record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Label {
+    pub(crate) stream: StreamId,
+    /// The stream this one took the place of in this directory.
+    pub(crate) replaces: Option<StreamId>,
+    /// The number in the file's name.
+    pub(crate) segment: u64,
+    pub(crate) salt: u32,
+    /// The sequence of the first record, whether or not one has been written.
+    pub(crate) first: Sequence,
+    pub(crate) watermark: Sequence,
+    /// The epoch of the record at the watermark, where known.
+    pub(crate) watermark_epoch: Option<Epoch>,
+    /// The opening that writes this segment: never more than one.
+    pub(crate) epoch: Epoch,
+    /// The first sequence of that opening.
+    pub(crate) epoch_first: Sequence,
+}
+
+impl Label {
+    pub(crate) fn encode(&self) -> [u8; LABEL_BYTES] {
+        let mut bytes = [0; LABEL_BYTES];
+        bytes[0..16].copy_from_slice(&self.stream.to_bytes());
+        bytes[16..32].copy_from_slice(&self.replaces.map_or([0; 16], StreamId::to_bytes));
+        bytes[32..40].copy_from_slice(&self.segment.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.salt.to_le_bytes());
+        bytes[44..46].copy_from_slice(&PAYLOAD_CODEC.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.first.0.to_le_bytes());
+        bytes[56..64].copy_from_slice(&self.watermark.0.to_le_bytes());
+        bytes[64..72].copy_from_slice(&self.watermark_epoch.map_or(0, Epoch::to_u64).to_le_bytes());
+        bytes[72..80].copy_from_slice(&self.epoch.to_u64().to_le_bytes());
+        bytes[80..88].copy_from_slice(&self.epoch_first.0.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a label whose checksum has been verified.
+    fn decode(bytes: &[u8; LABEL_BYTES]) -> Self {
+        let replaces: [u8; 16] = array(bytes, 16);
+        let watermark_epoch = u64::from_le_bytes(array(bytes, 64));
+        Self {
+            stream: StreamId::from_bytes(array(bytes, 0)),
+            replaces: (replaces != [0; 16]).then(|| StreamId::from_bytes(replaces)),
+            segment: u64::from_le_bytes(array(bytes, 32)),
+            salt: u32::from_le_bytes(array(bytes, 40)),
+            first: Sequence(u64::from_le_bytes(array(bytes, 48))),
+            watermark: Sequence(u64::from_le_bytes(array(bytes, 56))),
+            watermark_epoch: (watermark_epoch != 0).then(|| Epoch::from_u64(watermark_epoch)),
+            epoch: Epoch::from_u64(u64::from_le_bytes(array(bytes, 72))),
+            epoch_first: Sequence(u64::from_le_bytes(array(bytes, 80))),
+        }
+    }
+
+    fn is_sane(&self) -> bool {
+        self.first >= Sequence::FIRST
+            && [self.first, self.watermark, self.epoch_first]
+                .iter()
+                .all(|sequence| sequence.0 < SEQUENCE_LIMIT)
+    }
+
+    /// The segment header.
+    pub(crate) fn to_header(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0..8].copy_from_slice(&SEGMENT_MAGIC);
+        bytes[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[10..12].copy_from_slice(&(HEADER_BYTES as u16).to_le_bytes());
+        bytes[16..].copy_from_slice(&self.encode());
+        let checksum = header_checksum(&bytes);
+        bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// A control record that says the same, standing after the record with sequence `after`.
+    pub(crate) fn to_control(self, after: Sequence, timestamp_ns: i64) -> [u8; CONTROL_BYTES] {
+        let mut bytes = [0; CONTROL_BYTES];
+        write_frame(&mut bytes, KIND_CONTROL, after, timestamp_ns, &self.encode());
+        salt_frame(&mut bytes, self.salt);
+        bytes
+    }
+}
+
+/// What the first bytes of a segment turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Header {
+    Whole(Label),
+    /// Written by a program that knows more than this one.
+    Unknown {
+        version: u16,
+        codec: u16,
+    },
+    Damaged,
+}
+
+/// Reads the first bytes of a segment.
+pub(crate) fn read_header(bytes: &[u8]) -> Header {
+    let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else {
+        return Header::Damaged;
+    };
+    if bytes[0..8] != SEGMENT_MAGIC
+        || u32::from_le_bytes(array(bytes, 12)) != header_checksum(bytes)
+    {
+        return Header::Damaged;
+    }
+    let version = u16::from_le_bytes(array(bytes, 8));
+    let codec = u16::from_le_bytes(array(bytes, 16 + 44));
+    if version != FORMAT_VERSION || codec != PAYLOAD_CODEC {
+        return Header::Unknown { version, codec };
+    }
+    let label = Label::decode(&array(bytes, 16));
+    if label.is_sane() { Header::Whole(label) } else { Header::Damaged }
+}
+
+fn header_checksum(bytes: &[u8; HEADER_BYTES]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&bytes[0..12]);
+    hasher.update(&bytes[16..]);
+    hasher.finalize()
+}
+
+/// The fields of a frame before its payload. Not trusted until [`implied_salt`] agrees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FrameHead {
+    pub(crate) payload_bytes: u32,
+    pub(crate) kind: u8,
+    pub(crate) sequence: Sequence,
+    pub(crate) timestamp_ns: i64,
+}
+
+impl FrameHead {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.first_chunk::<FRAME_BYTES>()?;
+        let payload_bytes = u32::from_le_bytes(array(bytes, 8));
+        let sequence = u64::from_le_bytes(array(bytes, 16));
+        if bytes[0..4] != FRAME_MAGIC
+            || bytes[13..16] != [0; 3]
+            || payload_bytes > PAYLOAD_BYTES_MAX
+            || sequence >= SEQUENCE_LIMIT
+        {
+            return None;
+        }
+        Some(Self {
+            payload_bytes,
+            kind: bytes[12],
+            sequence: Sequence(sequence),
+            timestamp_ns: i64::from_le_bytes(array(bytes, 24)),
+        })
+    }
+
+    pub(crate) const fn frame_bytes(&self) -> usize {
+        FRAME_BYTES + self.payload_bytes as usize
+    }
+}
+
+/// The salt under which a whole frame is valid. Frames written in one segment share it.
+pub(crate) fn implied_salt(frame: &[u8]) -> u32 {
+    u32::from_le_bytes(array(frame, CHECKSUM_AT)) ^ crc32fast::hash(&frame[CHECKED_FROM..])
+}
+
+/// The label in a control record that vouches for itself: the salt it names is the one it was
+/// written with.
+pub(crate) fn self_describing_label(frame: &[u8]) -> Option<Label> {
+    let head = FrameHead::read(frame)?;
+    if head.kind != KIND_CONTROL || frame.len() != CONTROL_BYTES {
+        return None;
+    }
+    let label = Label::decode(frame[FRAME_BYTES..].first_chunk()?);
+    (label.salt == implied_salt(frame) && label.is_sane()).then_some(label)
+}
+
+/// Appends a frame, not yet salted.
+pub(crate) fn encode_frame(
+    buffer: &mut Vec<u8>,
+    kind: u8,
+    sequence: Sequence,
+    timestamp_ns: i64,
+    payload: &[u8],
+) {
+    debug_assert!(payload.len() <= PAYLOAD_BYTES_MAX as usize);
+    let start = buffer.len();
+    let mut head = [0; FRAME_BYTES];
+    write_head(&mut head, kind, sequence, timestamp_ns, payload.len());
+    buffer.reserve(FRAME_BYTES + payload.len());
+    buffer.extend_from_slice(&head);
+    buffer.extend_from_slice(payload);
+    let checksum = crc32fast::hash(&buffer[start + CHECKED_FROM..]);
+    buffer[start + CHECKSUM_AT..start + CHECKED_FROM].copy_from_slice(&checksum.to_le_bytes());
+}
+
+fn write_frame(
+    frame: &mut [u8; CONTROL_BYTES],
+    kind: u8,
+    sequence: Sequence,
+    timestamp_ns: i64,
+    payload: &[u8; LABEL_BYTES],
+) {
+    write_head(&mut frame[..FRAME_BYTES], kind, sequence, timestamp_ns, LABEL_BYTES);
+    frame[FRAME_BYTES..].copy_from_slice(payload);
+    let checksum = crc32fast::hash(&frame[CHECKED_FROM..]);
+    frame[CHECKSUM_AT..CHECKED_FROM].copy_from_slice(&checksum.to_le_bytes());
+}
+
+fn write_head(
+    head: &mut [u8],
+    kind: u8,
+    sequence: Sequence,
+    timestamp_ns: i64,
+    payload_bytes: usize,
+) {
+    head[0..4].copy_from_slice(&FRAME_MAGIC);
+    head[8..12].copy_from_slice(&(payload_bytes as u32).to_le_bytes());
+    head[12] = kind;
+    head[16..24].copy_from_slice(&sequence.0.to_le_bytes());
+    head[24..32].copy_from_slice(&timestamp_ns.to_le_bytes());
+}
+
+/// Salts a frame; salting twice with the same salt undoes it.
+pub(crate) fn salt_frame(frame: &mut [u8], salt: u32) {
+    let checksum = u32::from_le_bytes(array(frame, CHECKSUM_AT)) ^ salt;
+    frame[CHECKSUM_AT..CHECKED_FROM].copy_from_slice(&checksum.to_le_bytes());
+}
+
+fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    *bytes[at..].first_chunk().expect("the caller holds a whole header or frame")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label() -> Label {
+        Label {
+            stream: StreamId::from_bytes(*b"0123456789abcdef"),
+            replaces: None,
+            segment: 7,
+            salt: 0xa1b2_c3d4,
+            first: Sequence(0x0102),
+            watermark: Sequence(0x0101),
+            watermark_epoch: Some(Epoch::from_u64(0x0000_0001_dead_beef)),
+            epoch: Epoch::from_u64(0x0000_0002_cafe_f00d),
+            epoch_first: Sequence(0x0100),
+        }
+    }
+
+    #[test]
+    fn the_header_is_these_bytes() {
+        let mut expected = Vec::new();
+        expected.extend_from_slice(b"DEYEWAL\x1a");
+        expected.extend_from_slice(&[1, 0]); // format version
+        expected.extend_from_slice(&[104, 0]); // header length
+        expected.extend_from_slice(&[0; 4]); // checksum, below
+        expected.extend_from_slice(b"0123456789abcdef");
+        expected.extend_from_slice(&[0; 16]); // replaces no stream
+        expected.extend_from_slice(&[7, 0, 0, 0, 0, 0, 0, 0]); // segment number
+        expected.extend_from_slice(&[0xd4, 0xc3, 0xb2, 0xa1]); // salt
+        expected.extend_from_slice(&[1, 0, 0, 0]); // codec, zero
+        expected.extend_from_slice(&[2, 1, 0, 0, 0, 0, 0, 0]); // first sequence
+        expected.extend_from_slice(&[1, 1, 0, 0, 0, 0, 0, 0]); // watermark
+        expected.extend_from_slice(&[0xef, 0xbe, 0xad, 0xde, 1, 0, 0, 0]); // its epoch
+        expected.extend_from_slice(&[0x0d, 0xf0, 0xfe, 0xca, 2, 0, 0, 0]); // epoch
+        expected.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]); // its first sequence
+        let checksum = crc32fast::hash(&[&expected[..12], &expected[16..]].concat());
+        expected[12..16].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(label().to_header().as_slice(), expected);
+        assert_eq!(read_header(&expected), Header::Whole(label()));
+    }
+
+    #[test]
+    fn a_frame_is_these_bytes() {
+        let mut frame = Vec::new();
+        encode_frame(&mut frame, 3, Sequence(0x0a0b), -2, b"hello");
+        let mut expected = vec![0xd7, b'W', b'A', b'L', 0, 0, 0, 0]; // magic, checksum below
+        expected.extend_from_slice(&[5, 0, 0, 0]); // payload length
+        expected.extend_from_slice(&[3, 0, 0, 0]); // kind, zero
+        expected.extend_from_slice(&[0x0b, 0x0a, 0, 0, 0, 0, 0, 0]); // sequence
+        expected.extend_from_slice(&[0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]); // time
+        expected.extend_from_slice(b"hello");
+        let checksum = crc32fast::hash(&expected[8..]) ^ 0x55;
+        expected[4..8].copy_from_slice(&checksum.to_le_bytes());
+        salt_frame(&mut frame, 0x55);
+        assert_eq!(frame, expected);
+        assert_eq!(implied_salt(&frame), 0x55);
+    }
+
+    #[test]
+    fn w5_a_flip_anywhere_after_the_magic_changes_the_implied_salt() {
+        let mut frame = Vec::new();
+        encode_frame(&mut frame, 1, Sequence(1), 1, b"payload");
+        salt_frame(&mut frame, 9);
+        for at in 4..frame.len() {
+            for bit in 0..8 {
+                let mut bad = frame.clone();
+                bad[at] ^= 1 << bit;
+                assert_ne!(implied_salt(&bad), 9, "byte {at} bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn w5_a_frame_of_another_segment_is_not_valid_here() {
+        let mut frame = Vec::new();
+        encode_frame(&mut frame, 1, Sequence(1), 1, b"payload");
+        salt_frame(&mut frame, 9);
+        assert_ne!(implied_salt(&frame), 10);
+    }
+
+    #[test]
+    fn a_control_record_vouches_for_itself() {
+        let control = label().to_control(Sequence(5), 77);
+        assert_eq!(self_describing_label(&control), Some(label()));
+        for at in 0..control.len() {
+            let mut bad = control;
+            bad[at] ^= 0x10;
+            assert_eq!(self_describing_label(&bad), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn headers_that_are_short_foreign_newer_or_damaged_are_told_apart() {
+        let good = label().to_header();
+        assert_eq!(read_header(&good[..HEADER_BYTES - 1]), Header::Damaged);
+        for at in 0..HEADER_BYTES {
+            let mut bad = good;
+            bad[at] ^= 1;
+            assert_eq!(read_header(&bad), Header::Damaged, "byte {at}");
+        }
+        let mut newer = good;
+        newer[8] = 2;
+        let checksum = header_checksum(&newer);
+        newer[12..16].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(read_header(&newer), Header::Unknown { version: 2, codec: 1 });
+    }
+
+    #[test]
+    fn an_absurd_length_is_not_a_frame() {
+        let mut frame = Vec::new();
+        encode_frame(&mut frame, 1, Sequence(1), 1, b"");
+        frame[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(FrameHead::read(&frame), None);
+        assert_eq!(FrameHead::read(&frame[..31]), None);
+    }
+}

@@ -1,0 +1,78 @@
+//! One process at a time: the lock file of a log directory.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use daemoneye_lib::paths::WAL_LOCK_FILE;
+
+use super::WalError;
+
+/// Holds the directory until dropped. The system releases it when its holder dies, however it
+/// dies, so a file left behind is no obstacle; it is never removed, because removing it would let
+/// two processes hold two files of one name.
+pub(crate) struct DirLock {
+    _file: File,
+}
+
+impl DirLock {
+    pub(crate) fn take(dir: &Path) -> Result<Self, WalError> {
+        let path = dir.join(WAL_LOCK_FILE);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file =
+            options.open(&path).map_err(|source| WalError::io("open the lock", &path, source))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(WalError::LockHeld { dir: dir.to_owned(), pid: read_pid(&mut file) });
+            }
+            Err(TryLockError::Error(source)) => {
+                return Err(WalError::io("lock", &path, source));
+            }
+        }
+        // Only a help for whoever finds the directory locked: a full disk is no reason to fail.
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.seek(SeekFrom::Start(0)))
+            .and_then(|_| writeln!(file, "{}", std::process::id()));
+        if let Err(error) = written {
+            tracing::warn!(?path, %error, "cannot write our pid into the lock file");
+        }
+        Ok(Self { _file: file })
+    }
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(16).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_refused_with_the_pid_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DirLock::take(dir.path()).unwrap();
+        let Err(WalError::LockHeld { pid, .. }) = DirLock::take(dir.path()) else {
+            panic!("the lock was given twice");
+        };
+        assert_eq!(pid, Some(std::process::id()));
+        drop(first);
+        DirLock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_file_left_by_the_dead_is_no_obstacle() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(WAL_LOCK_FILE), "4194304\n").unwrap();
+        let _lock = DirLock::take(dir.path()).unwrap();
+        let text = std::fs::read_to_string(dir.path().join(WAL_LOCK_FILE)).unwrap();
+        assert_eq!(text.trim(), std::process::id().to_string());
+    }
+}

@@ -1,0 +1,376 @@
+//! Opening a log: what the last writer left, whatever ended it.
+//!
+//! 1. Files that were never finished are removed, and a new stream that had its last segment in
+//!    place is completed ([`settle`]).
+//! 2. Every segment is asked who it is. Only the last is read as a whole: the others end where the
+//!    next begins, and a reader finds out about damage in them when it gets there.
+//! 3. The last segment's torn tail is cut off. It is never written to again: every opening begins
+//!    a segment of its own, so that each segment has one epoch and no file that an unknown crash
+//!    has touched is written on.
+//! 4. What was relied on is synced before it is trusted: a record that only the page cache still
+//!    knows must not be told to anybody.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+
+use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
+
+use super::format::{FRAME_BYTES, FrameHead, Label};
+use super::reader::LostReason;
+use super::segment::{self, FileName};
+use super::state::{Segment, SegmentKey};
+use super::storage::{Storage, StorageFile};
+use super::writer::{Active, random_salt};
+use super::{LostRange, Recovery, TornTail, WalError};
+
+/// Copies of torn tails kept in the directory; older ones are removed.
+const TORN_COPIES_MAX: usize = 4;
+
+/// A log ready to be written on.
+pub(crate) struct Recovered {
+    pub(crate) stream: StreamId,
+    pub(crate) epoch: Epoch,
+    pub(crate) epochs: Vec<(Sequence, Epoch)>,
+    pub(crate) last: Sequence,
+    pub(crate) watermark: Sequence,
+    pub(crate) segments: VecDeque<Segment>,
+    pub(crate) active: Active,
+    pub(crate) report: Recovery,
+}
+
+/// A segment file and what it says of itself.
+struct Found {
+    number: u64,
+    path: PathBuf,
+    bytes: u64,
+    label: Option<Label>,
+    file: Box<dyn StorageFile>,
+}
+
+pub(crate) fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, WalError> {
+    let mut found = settle(storage, dir)?;
+    let highest = found.last().map_or(0, |segment| segment.number);
+    let newest = found.iter().rev().find_map(|segment| segment.label);
+    let stream = newest.map(|label| label.stream);
+    // Segments of another stream were put here by somebody: they are not read, and not removed.
+    let mut report = Recovery { new_stream: stream.is_none(), ..Recovery::default() };
+    found.retain(|segment| {
+        let ours =
+            stream.is_some() && segment.label.is_none_or(|label| Some(label.stream) == stream);
+        if !ours {
+            report.foreign.push(segment.path.clone());
+        }
+        ours
+    });
+
+    let mut log = Reading::default();
+    for index in 0..found.len() {
+        let next_first = found[index + 1..].iter().find_map(|later| later.label).map(|l| l.first);
+        log.take(storage, dir, &found[index], found.get(index + 1), next_first, &mut report)?;
+    }
+    drop(found);
+
+    let previous = log.newest;
+    let stream = stream.unwrap_or_else(StreamId::random);
+    let epoch = previous.map_or_else(Epoch::first, |label| label.epoch.next());
+    // Everything below the oldest segment was acknowledged, or a reader is told that it is missing.
+    let (watermark, watermark_epoch) =
+        previous.map_or((Sequence::NONE, None), |label| (label.watermark, label.watermark_epoch));
+    let last = log.last.max(watermark);
+    let mut epochs = log.epochs;
+    if let Some(epoch) = watermark_epoch
+        && epochs.first().is_none_or(|&(first, _)| first > watermark)
+    {
+        epochs.insert(0, (watermark, epoch));
+    }
+    // Openings that wrote nothing have left no record to be asked about.
+    epochs.retain(|&(first, _)| first <= last);
+    epochs.push((last.next(), epoch));
+
+    // A segment without records gives its number to the one that takes its place.
+    let reused = log.segments.pop_back_if(|segment| {
+        segment.number == highest && segment.last < segment.first && segment.key.is_some()
+    });
+    let label = Label {
+        stream,
+        replaces: previous.and_then(|label| label.replaces),
+        segment: reused.map_or(highest + 1, |segment| segment.number),
+        salt: random_salt(),
+        first: last.next(),
+        watermark,
+        watermark_epoch,
+        epoch,
+        epoch_first: last.next(),
+    };
+    let (path, file) = segment::create(storage, dir, &label)?;
+    let active = Active::new(file, path, label);
+
+    report.first = log.segments.front().map_or(label.first, |segment| segment.first);
+    report.last = last;
+    report.watermark = watermark;
+    report.records = last.since(watermark);
+    let mut segments = log.segments;
+    segments.push_back(active.entry());
+    report.segments = segments.len();
+    Ok(Recovered { stream, epoch, epochs, last, watermark, segments, active, report })
+}
+
+/// What the segments say, taken together in order.
+#[derive(Default)]
+struct Reading {
+    segments: VecDeque<Segment>,
+    epochs: Vec<(Sequence, Epoch)>,
+    last: Sequence,
+    /// The label with the highest watermark, of the newest epoch.
+    newest: Option<Label>,
+}
+
+impl Reading {
+    fn take(
+        &mut self,
+        storage: &dyn Storage,
+        dir: &Path,
+        found: &Found,
+        follower: Option<&Found>,
+        next_first: Option<Sequence>,
+        report: &mut Recovery,
+    ) -> Result<(), WalError> {
+        let failed = |source| WalError::io("sync", &found.path, source);
+        found.file.sync_data().map_err(failed)?;
+        let Some(label) = found.label else {
+            self.take_unreadable(found, next_first, report);
+            return Ok(());
+        };
+        if self.segments.is_empty() {
+            self.last = label.first.prev();
+        } else if label.first > self.last.next() {
+            // A segment between them is gone.
+            self.lose(self.last.next(), label.first.prev(), LostReason::Missing, report);
+        }
+        self.learn(&label);
+        let mut bytes = found.bytes;
+        // The last readable segment before the end or before an unreadable one has to be read:
+        // nothing else says where it ends.
+        let last = match follower.map(|follower| follower.label) {
+            Some(Some(next)) => next.first.prev().max(label.first.prev()),
+            _ => {
+                let contents = segment::read_contents(&*found.file, &found.path, &label, None)?;
+                self.learn(&contents.newest);
+                for damage in &contents.damage {
+                    if let Some((first, last)) = damage.lost {
+                        report.damage.push(LostRange { first, last, reason: LostReason::Damaged });
+                    }
+                }
+                if contents.end < contents.length {
+                    if follower.is_none() {
+                        report.torn =
+                            Some(cut(storage, dir, found, contents.end, contents.length)?);
+                    }
+                    bytes = contents.end;
+                }
+                contents.last
+            }
+        };
+        self.segments.push_back(Segment {
+            number: found.number,
+            path: found.path.clone(),
+            first: label.first,
+            last,
+            bytes,
+            key: Some(SegmentKey { salt: label.salt, epoch: label.epoch }),
+        });
+        self.last = self.last.max(last);
+        Ok(())
+    }
+
+    /// A segment that nothing in it names. Its header was durable before it had its name, so this
+    /// is damage and not a crash; the sequences that may have stood in it are not used again.
+    fn take_unreadable(
+        &mut self,
+        found: &Found,
+        next_first: Option<Sequence>,
+        report: &mut Recovery,
+    ) {
+        let first = self.last.next();
+        let last = match next_first {
+            Some(next) => next.prev().max(self.last),
+            None => Sequence(self.last.0 + found.bytes / FRAME_BYTES as u64),
+        };
+        if first > last {
+            // No record of this stream can have stood in it.
+            report.foreign.push(found.path.clone());
+            return;
+        }
+        report.damage.push(LostRange { first, last, reason: LostReason::Damaged });
+        self.segments.push_back(Segment {
+            number: found.number,
+            path: found.path.clone(),
+            first,
+            last,
+            bytes: found.bytes,
+            key: None,
+        });
+        self.last = last;
+    }
+
+    fn lose(&mut self, first: Sequence, last: Sequence, reason: LostReason, report: &mut Recovery) {
+        report.damage.push(LostRange { first, last, reason });
+        self.last = last;
+    }
+
+    fn learn(&mut self, label: &Label) {
+        if self.newest.is_none_or(|newest| label.watermark >= newest.watermark) {
+            let epoch = self.newest.map_or(label.epoch, |newest| newest.epoch.max(label.epoch));
+            self.newest = Some(Label { epoch, ..*label });
+        } else if let Some(newest) = &mut self.newest {
+            newest.epoch = newest.epoch.max(label.epoch);
+        }
+        if self.epochs.last().is_none_or(|&(first, _)| first < label.epoch_first) {
+            self.epochs.push((label.epoch_first, label.epoch));
+        } else if let Some(last) = self.epochs.last_mut()
+            && last.0 == label.epoch_first
+        {
+            // An opening that wrote nothing was followed by another.
+            last.1 = last.1.max(label.epoch);
+        }
+    }
+}
+
+/// Cuts off what is no record at the end of the last segment; with a copy beside it if that is
+/// more than one record cut short.
+fn cut(
+    storage: &dyn Storage,
+    dir: &Path,
+    found: &Found,
+    offset: u64,
+    length: u64,
+) -> Result<TornTail, WalError> {
+    let failed = |source| WalError::io("read", &found.path, source);
+    let mut head = [0; FRAME_BYTES];
+    let got = found.file.read_at(&mut head, offset).map_err(failed)?;
+    let one_record =
+        FrameHead::read(&head[..got]).map_or(FRAME_BYTES as u64, |head| head.frame_bytes() as u64);
+    let copy = if length - offset > one_record {
+        Some(copy_tail(storage, dir, found, offset, length)?)
+    } else {
+        None
+    };
+    let failed = |source| WalError::io("cut the torn tail of", &found.path, source);
+    found.file.set_len(offset).and_then(|()| found.file.sync_data()).map_err(failed)?;
+    Ok(TornTail { path: found.path.clone(), offset, bytes: length - offset, copy })
+}
+
+fn copy_tail(
+    storage: &dyn Storage,
+    dir: &Path,
+    found: &Found,
+    offset: u64,
+    length: u64,
+) -> Result<PathBuf, WalError> {
+    const CHUNK_BYTES: usize = 64 << 10;
+    let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
+    let path = dir.join(format!("procmond-{:05}.torn-{time}", found.number));
+    let failed = |source| WalError::io("copy a torn tail to", &path, source);
+    let file = storage.create(&path).map_err(failed)?;
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut at = offset;
+    while at < length {
+        let want = buffer.len().min((length - at) as usize);
+        let got = found.file.read_at(&mut buffer[..want], at).map_err(failed)?;
+        if got == 0 {
+            break;
+        }
+        file.write_all_at(&buffer[..got], at - offset).map_err(failed)?;
+        at += got as u64;
+    }
+    file.sync_data().map_err(failed)?;
+    storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
+    remove_old_copies(storage, dir)?;
+    Ok(path)
+}
+
+/// The copies are for people to look at, and must not fill the disk.
+fn remove_old_copies(storage: &dyn Storage, dir: &Path) -> Result<(), WalError> {
+    let names = storage.list(dir).map_err(|source| WalError::io("list", dir, source))?;
+    let mut copies: Vec<_> = names
+        .into_iter()
+        .filter_map(|name| {
+            let (_, time) = name.strip_prefix("procmond-")?.split_once(".torn-")?;
+            Some((time.to_owned(), name))
+        })
+        .collect();
+    copies.sort();
+    let old = copies.len().saturating_sub(TORN_COPIES_MAX);
+    for (_, name) in copies.drain(..old) {
+        let path = dir.join(name);
+        storage
+            .unlink(&path)
+            .map_err(|source| WalError::io("remove an old copy of a torn tail", &path, source))?;
+    }
+    Ok(())
+}
+
+/// Brings the directory to one state after a crash in the middle of making a segment or of
+/// beginning a stream, and opens its segments in order.
+fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
+    let names = storage.list(dir).map_err(|source| WalError::io("list", dir, source))?;
+    let mut files: Vec<_> = names.iter().filter_map(|name| FileName::parse(name)).collect();
+    files.sort();
+    let mut segments = Vec::new();
+    let mut waiting = Vec::new();
+    let mut changed = false;
+    for name in files {
+        match name {
+            FileName::Segment(number) => segments.push(open(storage, name.path(dir), number)?),
+            FileName::Next(number) => waiting.push(open(storage, name.path(dir), number)?),
+            FileName::Unfinished(_) => {
+                unlink(storage, &name.path(dir))?;
+                changed = true;
+            }
+        }
+    }
+    // A new stream has begun once its last segment has its name: the rest follows, and the stream
+    // it replaces goes. Before that it never was.
+    let newest = segments.iter().rev().find_map(|segment| segment.label);
+    for mut next in waiting {
+        changed = true;
+        let of_newest = newest
+            .is_some_and(|newest| next.label.is_some_and(|label| label.stream == newest.stream));
+        if of_newest {
+            let path = FileName::Segment(next.number).path(dir);
+            storage
+                .rename(&next.path, &path)
+                .map_err(|source| WalError::io("rename a segment to", &path, source))?;
+            next.path = path;
+            segments.push(next);
+        } else {
+            unlink(storage, &next.path)?;
+        }
+    }
+    segments.sort_by_key(|segment| segment.number);
+    if changed {
+        storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
+    }
+    if let Some(replaced) = newest.and_then(|newest| newest.replaces) {
+        let old: Vec<_> = segments
+            .extract_if(.., |segment| segment.label.is_some_and(|l| l.stream == replaced))
+            .collect();
+        for segment in old {
+            unlink(storage, &segment.path)?;
+        }
+    }
+    storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
+    Ok(segments)
+}
+
+fn open(storage: &dyn Storage, path: PathBuf, number: u64) -> Result<Found, WalError> {
+    let failed = |source| WalError::io("open", &path, source);
+    let file = storage.open(&path, true).map_err(failed)?;
+    let bytes = file.len().map_err(failed)?;
+    let label = segment::read_label(&*file, &path, number)?;
+    Ok(Found { number, path, bytes, label, file })
+}
+
+fn unlink(storage: &dyn Storage, path: &Path) -> Result<(), WalError> {
+    storage.unlink(path).map_err(|source| WalError::io("remove", path, source))
+}

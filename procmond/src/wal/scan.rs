@@ -1,0 +1,194 @@
+//! Walking the frames of a segment in bounded memory, and finding the next whole one after damage.
+
+use std::io;
+
+use super::format::{
+    FRAME_BYTES, FRAME_MAGIC, FrameHead, KIND_CONTROL, LABEL_BYTES, implied_salt,
+    self_describing_label,
+};
+use super::storage::StorageFile;
+
+/// How much is read at once. The buffer grows beyond it only for one longer frame, whose length
+/// is capped.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Which frames count as whole.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Accept {
+    /// Those written under this salt.
+    Salt(u32),
+    /// Control records that vouch for themselves and name this segment: for a segment whose
+    /// header is lost.
+    Controls { segment: u64 },
+}
+
+/// What stands next in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A whole frame; its bytes are [`Scanner::frame`] until the next step.
+    Frame { offset: u64, head: FrameHead },
+    /// Bytes that are no frame, with a whole frame after them.
+    Damage { from: u64, to: u64 },
+    /// Nothing whole from here to the limit. `from == to` is a clean end.
+    Tail { from: u64, to: u64 },
+}
+
+/// A position in a segment with the bytes around it.
+pub(crate) struct Scanner {
+    buffer: Vec<u8>,
+    /// Valid bytes in the buffer.
+    filled: usize,
+    /// Where the next step looks, as an index into the buffer.
+    at: usize,
+    /// The file offset of `buffer[0]`.
+    base: u64,
+    /// The last frame, as indices into the buffer.
+    frame: (usize, usize),
+}
+
+impl Scanner {
+    pub(crate) fn new(offset: u64) -> Self {
+        Self { buffer: Vec::new(), filled: 0, at: 0, base: offset, frame: (0, 0) }
+    }
+
+    /// The file offset where the next step looks.
+    pub(crate) fn offset(&self) -> u64 {
+        self.base + self.at as u64
+    }
+
+    /// The frame the last step returned.
+    pub(crate) fn frame(&self) -> &[u8] {
+        &self.buffer[self.frame.0..self.frame.1]
+    }
+
+    /// Its payload.
+    pub(crate) fn payload(&self) -> &[u8] {
+        self.frame().get(FRAME_BYTES..).unwrap_or_default()
+    }
+
+    /// Takes the next step, looking at nothing beyond `limit`. After a [`Step::Tail`] the position
+    /// is unchanged, so that the same bytes are looked at again when the limit has moved.
+    pub(crate) fn step(
+        &mut self,
+        file: &dyn StorageFile,
+        accept: Accept,
+        limit: u64,
+    ) -> io::Result<Step> {
+        let from = self.offset();
+        if let Some(head) = self.frame_here(file, accept, limit)? {
+            self.frame = (self.at, self.at + head.frame_bytes());
+            self.at += head.frame_bytes();
+            return Ok(Step::Frame { offset: from, head });
+        }
+        while self.seek_magic(file, limit)? {
+            if self.frame_here(file, accept, limit)?.is_some() {
+                return Ok(Step::Damage { from, to: self.offset() });
+            }
+        }
+        self.jump(from);
+        Ok(Step::Tail { from, to: limit.max(from) })
+    }
+
+    /// Moves to a file offset.
+    pub(crate) fn jump(&mut self, offset: u64) {
+        match offset.checked_sub(self.base) {
+            Some(at) if at <= self.filled as u64 => self.at = at as usize,
+            _ => {
+                self.base = offset;
+                self.filled = 0;
+                self.at = 0;
+            }
+        }
+    }
+
+    /// The whole frame at the position, if there is one.
+    fn frame_here(
+        &mut self,
+        file: &dyn StorageFile,
+        accept: Accept,
+        limit: u64,
+    ) -> io::Result<Option<FrameHead>> {
+        if !self.fill(file, FRAME_BYTES, limit)? {
+            return Ok(None);
+        }
+        let Some(head) = FrameHead::read(&self.buffer[self.at..self.filled]) else {
+            return Ok(None);
+        };
+        if matches!(accept, Accept::Controls { .. })
+            && (head.kind != KIND_CONTROL || head.payload_bytes as usize != LABEL_BYTES)
+        {
+            return Ok(None);
+        }
+        if !self.fill(file, head.frame_bytes(), limit)? {
+            return Ok(None);
+        }
+        let frame = &self.buffer[self.at..self.at + head.frame_bytes()];
+        let whole = match accept {
+            Accept::Salt(salt) => implied_salt(frame) == salt,
+            Accept::Controls { segment } => {
+                self_describing_label(frame).is_some_and(|label| label.segment == segment)
+            }
+        };
+        Ok(whole.then_some(head))
+    }
+
+    /// Moves to the next magic after the position; false if there is none before the limit.
+    fn seek_magic(&mut self, file: &dyn StorageFile, limit: u64) -> io::Result<bool> {
+        let mut skip = 1;
+        loop {
+            if !self.fill(file, skip + FRAME_MAGIC.len(), limit)? {
+                return Ok(false);
+            }
+            let rest = &self.buffer[self.at + skip..self.filled];
+            if let Some(found) = find(rest, FRAME_MAGIC) {
+                self.at += skip + found;
+                return Ok(true);
+            }
+            // The last bytes may be the beginning of a magic.
+            self.at = self.filled - (FRAME_MAGIC.len() - 1);
+            skip = 0;
+        }
+    }
+
+    /// Makes `need` bytes available at the position; false if the limit or the file's end comes
+    /// first.
+    fn fill(&mut self, file: &dyn StorageFile, need: usize, limit: u64) -> io::Result<bool> {
+        while self.filled - self.at < need {
+            if self.offset() + need as u64 > limit {
+                return Ok(false);
+            }
+            if self.at > 0 {
+                self.buffer.copy_within(self.at..self.filled, 0);
+                self.base += self.at as u64;
+                self.filled -= self.at;
+                self.at = 0;
+            }
+            let want = need.max(CHUNK_BYTES);
+            if self.buffer.len() < want {
+                self.buffer.resize(want, 0);
+            }
+            let position = self.base + self.filled as u64;
+            let room = (self.buffer.len() - self.filled) as u64;
+            let upto = self.filled + room.min(limit - position) as usize;
+            let got = file.read_at(&mut self.buffer[self.filled..upto], position)?;
+            if got == 0 {
+                return Ok(false);
+            }
+            self.filled += got;
+        }
+        Ok(true)
+    }
+}
+
+/// Where `needle` first stands. Its first byte is rare, so the search is one byte comparison long.
+fn find(haystack: &[u8], needle: [u8; 4]) -> Option<usize> {
+    let mut from = 0;
+    while let Some(at) = haystack[from..].iter().position(|&byte| byte == needle[0]) {
+        let at = from + at;
+        if haystack.get(at..at + needle.len())? == needle {
+            return Some(at);
+        }
+        from = at + 1;
+    }
+    None
+}

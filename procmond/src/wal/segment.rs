@@ -1,0 +1,262 @@
+//! Segment files: their names, making one, and finding out what one is.
+
+use std::path::{Path, PathBuf};
+
+use daemoneye_lib::stream::{Sequence, wall_clock_ns};
+
+use super::WalError;
+use super::format::{
+    CONTROL_BYTES, HEADER_BYTES, Header, KIND_CONTROL, Label, PAYLOAD_CODEC, read_header,
+    self_describing_label,
+};
+use super::scan::{Accept, Scanner, Step};
+use super::storage::{Storage, StorageFile};
+
+/// Bytes of a segment without records: its header and its first control record.
+pub(crate) const EMPTY_BYTES: u64 = (HEADER_BYTES + CONTROL_BYTES) as u64;
+
+/// Segment numbers stay below this, so that counting on from a file's name never overflows.
+const NUMBER_LIMIT: u64 = 1_000_000_000_000;
+
+/// A file of the log, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum FileName {
+    /// `procmond-00001.wal`
+    Segment(u64),
+    /// `procmond-00001.wal.new`: not finished, so without meaning after a crash.
+    Unfinished(u64),
+    /// `procmond-00001.wal.next`: part of a stream that takes over once its last segment has.
+    Next(u64),
+}
+
+impl FileName {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let rest = name.strip_prefix("procmond-")?;
+        let digits = rest.split('.').next()?;
+        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let number = digits.parse().ok()?;
+        let kind = match &rest[digits.len()..] {
+            ".wal" => Self::Segment(number),
+            ".wal.new" => Self::Unfinished(number),
+            ".wal.next" => Self::Next(number),
+            _ => return None,
+        };
+        // One number, one name: `procmond-0001.wal` is somebody else's file.
+        (number > 0 && number < NUMBER_LIMIT && kind.to_string() == name).then_some(kind)
+    }
+
+    pub(crate) fn path(self, dir: &Path) -> PathBuf {
+        dir.join(self.to_string())
+    }
+}
+
+impl std::fmt::Display for FileName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Segment(number) => write!(f, "procmond-{number:05}.wal"),
+            Self::Unfinished(number) => write!(f, "procmond-{number:05}.wal.new"),
+            Self::Next(number) => write!(f, "procmond-{number:05}.wal.next"),
+        }
+    }
+}
+
+/// Creates a segment under its final name, durably: whoever finds the name finds a whole header.
+pub(crate) fn create(
+    storage: &dyn Storage,
+    dir: &Path,
+    label: &Label,
+) -> Result<(PathBuf, Box<dyn StorageFile>), WalError> {
+    let unfinished = FileName::Unfinished(label.segment).path(dir);
+    let path = FileName::Segment(label.segment).path(dir);
+    let made = create_as(storage, &unfinished, label).and_then(|file| {
+        storage
+            .rename(&unfinished, &path)
+            .map_err(|source| WalError::io("rename a segment to", &path, source))?;
+        storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
+        Ok(file)
+    });
+    match made {
+        Ok(file) => Ok((path, file)),
+        Err(error) => {
+            // Best effort: opening removes what stays.
+            let _ = storage.unlink(&unfinished);
+            Err(error)
+        }
+    }
+}
+
+/// Creates a segment under a temporary name; its bytes are durable, its name is not.
+pub(crate) fn create_as(
+    storage: &dyn Storage,
+    path: &Path,
+    label: &Label,
+) -> Result<Box<dyn StorageFile>, WalError> {
+    let file =
+        storage.create(path).map_err(|source| WalError::io("create the segment", path, source))?;
+    let mut bytes = label.to_header().to_vec();
+    bytes.extend_from_slice(&label.to_control(label.first.prev(), wall_clock_ns()));
+    debug_assert_eq!(bytes.len() as u64, EMPTY_BYTES);
+    file.write_all_at(&bytes, 0)
+        .and_then(|()| file.sync_data())
+        .map_err(|source| WalError::io("write the header of", path, source))?;
+    Ok(file)
+}
+
+/// What a segment's header says, or failing that its first whole control record; `None` if
+/// nothing in the file says what it is.
+pub(crate) fn read_label(
+    file: &dyn StorageFile,
+    path: &Path,
+    number: u64,
+) -> Result<Option<Label>, WalError> {
+    let failed = |source| WalError::io("read", path, source);
+    let mut header = [0; HEADER_BYTES];
+    let mut filled = 0;
+    while filled < HEADER_BYTES {
+        match file.read_at(&mut header[filled..], filled as u64).map_err(failed)? {
+            0 => break,
+            got => filled += got,
+        }
+    }
+    match read_header(&header[..filled]) {
+        Header::Whole(label) if label.segment == number => return Ok(Some(label)),
+        // A copy of another segment under this name: its records belong to that number.
+        Header::Whole(_) => return Ok(None),
+        Header::Unknown { version, codec } => {
+            return Err(WalError::UnknownFormat { path: path.to_owned(), version, codec });
+        }
+        Header::Damaged => {}
+    }
+    let limit = file.len().map_err(failed)?;
+    let mut scanner = Scanner::new(0);
+    loop {
+        match scanner.step(file, Accept::Controls { segment: number }, limit).map_err(failed)? {
+            Step::Frame { .. } => return Ok(scanner.label()),
+            Step::Damage { .. } => {}
+            Step::Tail { .. } => return Ok(None),
+        }
+    }
+}
+
+/// The newest that a segment's frames say.
+#[derive(Debug, Clone)]
+pub(crate) struct Contents {
+    /// The label with the highest watermark found in it.
+    pub(crate) newest: Label,
+    /// The highest sequence a whole frame bears witness to, the one before the segment's first if
+    /// there is none.
+    pub(crate) last: Sequence,
+    /// Whole records.
+    pub(crate) records: u64,
+    pub(crate) damage: Vec<Damage>,
+    /// Where the whole frames end.
+    pub(crate) end: u64,
+    /// Where the file ends.
+    pub(crate) length: u64,
+}
+
+/// Bytes that are not what they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Damage {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    /// The records that stood there, if any.
+    pub(crate) lost: Option<(Sequence, Sequence)>,
+}
+
+/// Reads all of a segment. `last` is the highest sequence it may hold where that is known: frames
+/// beyond it were written again elsewhere after a failure.
+pub(crate) fn read_contents(
+    file: &dyn StorageFile,
+    path: &Path,
+    label: &Label,
+    last: Option<Sequence>,
+) -> Result<Contents, WalError> {
+    let failed = |source| WalError::io("read", path, source);
+    let length = file.len().map_err(failed)?;
+    let mut found = Contents {
+        newest: *label,
+        last: label.first.prev(),
+        records: 0,
+        damage: Vec::new(),
+        end: HEADER_BYTES as u64,
+        length,
+    };
+    let mut scanner = Scanner::new(HEADER_BYTES as u64);
+    let mut hurt = None;
+    loop {
+        match scanner.step(file, Accept::Salt(label.salt), length).map_err(failed)? {
+            Step::Frame { offset, head } => {
+                let control = head.kind == KIND_CONTROL;
+                // A control record bears witness to the record before it.
+                let next = if control { head.sequence.next() } else { head.sequence };
+                if last.is_some_and(|last| head.sequence > last) {
+                    continue;
+                }
+                let lost = (next > found.last.next()).then(|| (found.last.next(), next.prev()));
+                if hurt.is_some() || lost.is_some() {
+                    let (from, to) = hurt.take().unwrap_or((offset, offset));
+                    found.damage.push(Damage { from, to, lost });
+                }
+                found.last = found.last.max(head.sequence);
+                if control {
+                    if let Some(label) = scanner.label()
+                        && label.watermark >= found.newest.watermark
+                    {
+                        found.newest = label;
+                    }
+                } else {
+                    found.records += 1;
+                }
+                found.end = scanner.offset();
+            }
+            Step::Damage { from, to } => hurt = Some((from, to)),
+            Step::Tail { from, to } => {
+                if let Some(last) = last.filter(|&last| found.last < last) {
+                    let from = hurt.map_or(from, |(from, _)| from);
+                    let lost = Some((found.last.next(), last));
+                    found.damage.push(Damage { from, to, lost });
+                    found.last = last;
+                }
+                return Ok(found);
+            }
+        }
+    }
+}
+
+const _: () = assert!(PAYLOAD_CODEC == 1, "WalError::UnknownFormat names the codec we read");
+
+impl Scanner {
+    /// The label in the control record the last step returned.
+    pub(crate) fn label(&self) -> Option<Label> {
+        self_describing_label(self.frame())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_segments() {
+        assert_eq!(FileName::parse("procmond-00001.wal"), Some(FileName::Segment(1)));
+        assert_eq!(FileName::parse("procmond-123456.wal"), Some(FileName::Segment(123_456)));
+        assert_eq!(FileName::parse("procmond-00002.wal.new"), Some(FileName::Unfinished(2)));
+        assert_eq!(FileName::parse("procmond-00003.wal.next"), Some(FileName::Next(3)));
+        for foreign in [
+            "procmond-00000.wal",
+            "procmond-1.wal",
+            "procmond-000001.wal",
+            "procmond-+0001.wal",
+            "procmond-00001.torn-20260101T000000Z",
+            "procmond-00001.wal.bak",
+            "procmond-99999999999999999999999.wal",
+            "procmond-.wal",
+            "procmond.lock",
+        ] {
+            assert_eq!(FileName::parse(foreign), None, "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! What the handles, the readers and the writer thread share: one mutex, held for short sections
+//! that never wait and never do I/O.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
+
+use super::group::Group;
+use super::{WalError, WalOptions};
+
+/// A segment as the catalogue knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Segment {
+    pub(crate) number: u64,
+    pub(crate) path: PathBuf,
+    /// The sequences it is there for. `last` precedes `first` while it has none.
+    pub(crate) first: Sequence,
+    pub(crate) last: Sequence,
+    /// Bytes up to which it may be read: all durable.
+    pub(crate) bytes: u64,
+    /// The key to its frames and who wrote them; `None` if nothing in it names them any more.
+    pub(crate) key: Option<SegmentKey>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SegmentKey {
+    pub(crate) salt: u32,
+    pub(crate) epoch: Epoch,
+}
+
+/// Counters since the log was opened.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Counters {
+    pub(crate) appended: u64,
+    pub(crate) appended_bytes: u64,
+    pub(crate) syncs: u64,
+    pub(crate) rewrites: u64,
+    pub(crate) busy: u64,
+    /// Records refused for want of disk, by kind.
+    pub(crate) refused: Vec<(u8, u64)>,
+}
+
+impl Counters {
+    pub(crate) fn refuse(&mut self, kind: u8) {
+        match self.refused.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => self.refused.push((kind, 1)),
+        }
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) stream: StreamId,
+    /// Counts the streams begun while open: a reader of an older one is told.
+    pub(crate) generation: u64,
+    pub(crate) epoch: Epoch,
+    /// Which opening wrote what: each holds from its first sequence to the next entry's.
+    pub(crate) epochs: Vec<(Sequence, Epoch)>,
+    /// The last sequence assigned.
+    pub(crate) last: Sequence,
+    /// The last sequence that survives a power cut.
+    pub(crate) durable: Sequence,
+    /// Acknowledged, perhaps not durably yet.
+    pub(crate) watermark: Sequence,
+    pub(crate) watermark_durable: Sequence,
+    /// Segments with records from here on are kept; `None` keeps none for this reason.
+    pub(crate) retain_from: Option<Sequence>,
+    /// Records encoded and not yet taken by the writer.
+    pub(crate) group: Group,
+    /// Bytes the writer has taken and not yet made durable.
+    pub(crate) writing_bytes: u64,
+    /// Since when the oldest queued record, or the oldest acknowledgement, waits.
+    pub(crate) waiting_since: Option<Instant>,
+    pub(crate) flush: bool,
+    pub(crate) closing: bool,
+    pub(crate) new_stream: NewStream,
+    /// The log is shut for good: closed or poisoned.
+    pub(crate) shut: Option<WalError>,
+    /// The disk is full: nothing is taken until the queue has been written.
+    pub(crate) full: Option<WalError>,
+    pub(crate) segments: VecDeque<Segment>,
+    /// The sum of their bytes: [`State::recount`] after every change to them.
+    pub(crate) segments_bytes: u64,
+    pub(crate) waiters: Vec<Waiter>,
+    pub(crate) next_waiter: u64,
+    pub(crate) counters: Counters,
+}
+
+/// Whether a new stream is about to begin. Appends wait meanwhile: their sequences would be the old
+/// stream's.
+#[derive(Debug, Default)]
+pub(crate) enum NewStream {
+    /// No, or the last attempt failed for this reason.
+    #[default]
+    No,
+    Failed(WalError),
+    /// Asked for, with the record to put first.
+    Asked(Option<(u8, i64, Vec<u8>)>),
+    /// The writer is at it.
+    Running,
+}
+
+impl NewStream {
+    pub(crate) const fn is_under_way(&self) -> bool {
+        matches!(self, Self::Asked(_) | Self::Running)
+    }
+}
+
+/// Somebody to wake when the state has changed enough.
+pub(crate) struct Waiter {
+    pub(crate) id: u64,
+    pub(crate) wants: Wants,
+    pub(crate) waker: Waker,
+}
+
+/// What a waiter waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wants {
+    /// This sequence durable.
+    Durable(Sequence),
+    /// This watermark durable.
+    Watermark(Sequence),
+    /// Room in the queue.
+    Room,
+    /// No new stream under way.
+    Stream,
+}
+
+impl State {
+    /// Whether a waiter's wait is over, and how.
+    pub(crate) fn outcome(&self, wants: Wants, queue_bytes: usize) -> Option<Result<(), WalError>> {
+        let met = match wants {
+            Wants::Durable(sequence) => sequence <= self.durable,
+            Wants::Watermark(sequence) => sequence <= self.watermark_durable,
+            Wants::Room => self.has_room(queue_bytes),
+            Wants::Stream => !self.new_stream.is_under_way(),
+        };
+        if met {
+            return Some(Ok(()));
+        }
+        self.shut.clone().or_else(|| self.full.clone()).map(Err)
+    }
+
+    pub(crate) fn has_room(&self, queue_bytes: usize) -> bool {
+        !self.new_stream.is_under_way() && self.group.pending_bytes() < queue_bytes
+    }
+
+    /// Takes out the waiters whose wait is over, to be woken without the lock.
+    pub(crate) fn take_ready(&mut self, queue_bytes: usize, ready: &mut Vec<Waker>) {
+        let mut waiters = std::mem::take(&mut self.waiters);
+        let done = waiters
+            .extract_if(.., |waiter| self.outcome(waiter.wants, queue_bytes).is_some())
+            .map(|waiter| waiter.waker);
+        ready.extend(done);
+        self.waiters = waiters;
+    }
+
+    /// Bytes on disk or on their way there.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.segments_bytes + self.writing_bytes + self.group.pending_bytes() as u64
+    }
+
+    pub(crate) fn recount(&mut self) {
+        self.segments_bytes = self.segments.iter().map(|segment| segment.bytes).sum();
+    }
+
+    pub(crate) fn epoch_at(&self, sequence: Sequence) -> Option<Epoch> {
+        if sequence > self.last {
+            return None;
+        }
+        let after = self.epochs.partition_point(|&(first, _)| first <= sequence);
+        Some(self.epochs[after.checked_sub(1)?].1)
+    }
+
+    /// Durable bytes of records above the watermark: exact for whole segments, in proportion for
+    /// the one in which the watermark stands.
+    pub(crate) fn unacknowledged_bytes(&self) -> u64 {
+        self.segments
+            .iter()
+            .map(|segment| {
+                let records = segment.last.since(segment.first.prev());
+                let open = segment.last.since(self.watermark).min(records);
+                if records == 0 {
+                    return 0;
+                }
+                (u128::from(segment.bytes) * u128::from(open) / u128::from(records)) as u64
+            })
+            .sum()
+    }
+}
+
+/// The state, and how the writer is called.
+pub(crate) struct Shared {
+    pub(crate) dir: PathBuf,
+    pub(crate) options: WalOptions,
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+impl Shared {
+    pub(crate) fn new(dir: PathBuf, options: WalOptions, state: State) -> Self {
+        Self { dir, options, state: Mutex::new(state), work: Condvar::new() }
+    }
+
+    /// The state. A panic elsewhere while it was held cannot have left it half changed: sections
+    /// that change more than one field do not panic.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls the writer.
+    pub(crate) fn call_writer(&self) {
+        self.work.notify_one();
+    }
+
+    /// The writer waits to be called.
+    pub(crate) fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        timeout: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        match timeout {
+            None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(timeout) => {
+                self.work.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner).0
+            }
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Beginning a new stream in a directory: everything unacknowledged, written again under a new
+//! name from sequence 1.
+//!
+//! The new segments are written and synced under temporary names first. Then the last of them gets
+//! its final name: from that moment on the directory's highest segment is of the new stream, and
+//! opening completes what a crash leaves undone. Until then opening removes them. So a crash
+//! leaves wholly the one stream or wholly the other.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use daemoneye_lib::stream::{Epoch, Sequence, StreamId, wall_clock_ns};
+
+use super::super::format::{Label, encode_frame, salt_frame};
+use super::super::group::Group;
+use super::super::reader::{Entry, WalReader};
+use super::super::segment::{self, EMPTY_BYTES, FileName};
+use super::super::state::{NewStream, Segment, Shared};
+use super::super::{WalError, storage::Storage};
+use super::{Active, CONTROL_EVERY_BYTES, Writer, random_salt};
+
+/// Payload bytes carried over at once.
+const COPY_BYTES: usize = 1 << 20;
+
+impl Writer {
+    /// Everything submitted is durable; nothing is submitted until this is done.
+    ///
+    /// # Errors
+    /// The log must be shut: it is not known which stream the directory holds.
+    pub(super) fn begin_stream(&mut self) -> Result<(), WalError> {
+        let first = {
+            let mut state = self.shared.lock();
+            match std::mem::replace(&mut state.new_stream, NewStream::Running) {
+                NewStream::Asked(first) => first,
+                // Withdrawn meanwhile.
+                other => {
+                    state.new_stream = other;
+                    return Ok(());
+                }
+            }
+        };
+        let result = self.write_stream(first);
+        let mut ready = Vec::new();
+        let mut replaced = VecDeque::new();
+        let mut unclear = Ok(());
+        {
+            let mut state = self.shared.lock();
+            match result {
+                Ok(segments) => {
+                    state.stream = self.active.label.stream;
+                    state.generation += 1;
+                    state.epoch = self.active.label.epoch;
+                    state.epochs = vec![(Sequence::FIRST, state.epoch)];
+                    state.last = self.durable;
+                    state.durable = self.durable;
+                    state.watermark = Sequence::NONE;
+                    state.watermark_durable = Sequence::NONE;
+                    state.retain_from = None;
+                    replaced = std::mem::replace(&mut state.segments, segments);
+                    state.recount();
+                    state.new_stream = NewStream::No;
+                    // Whoever waited for the old stream's sequences has what was wanted.
+                    ready.extend(state.waiters.drain(..).map(|waiter| waiter.waker));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no new stream was begun; the old one goes on");
+                    if matches!(error, WalError::Poisoned { .. }) {
+                        unclear = Err(error.clone());
+                    }
+                    state.new_stream = NewStream::Failed(error);
+                    state.take_ready(self.shared.options.queue_bytes, &mut ready);
+                }
+            }
+        }
+        ready.into_iter().for_each(Waker::wake);
+        self.delete_replaced(&replaced);
+        unclear
+    }
+
+    /// Writes the new stream and makes it the directory's. The old one is untouched on an error.
+    fn write_stream(
+        &mut self,
+        first: Option<(u8, i64, Vec<u8>)>,
+    ) -> Result<VecDeque<Segment>, WalError> {
+        let old = self.active.label;
+        let label = Label {
+            stream: StreamId::random(),
+            replaces: Some(old.stream),
+            segment: old.segment + 1,
+            salt: random_salt(),
+            first: Sequence::FIRST,
+            watermark: Sequence::NONE,
+            watermark_epoch: None,
+            epoch: Epoch::first(),
+            epoch_first: Sequence::FIRST,
+        };
+        let from = self.shared.lock().watermark.next();
+        let mut reader = WalReader::new(Arc::clone(&self.shared), Arc::clone(&self.storage), from);
+        let mut copy = Copy::begin(&*self.storage, &self.shared, label)?;
+        if let Err(error) = copy.write(first, &mut reader).and_then(|()| copy.take_names()) {
+            // Poisoned: it may have begun, so what is there must stay for the next opening to see.
+            if !matches!(error, WalError::Poisoned { .. }) {
+                copy.discard();
+            }
+            return Err(error);
+        }
+        self.durable = copy.last;
+        self.active = copy.active;
+        self.abandoned = false;
+        Ok(copy.segments)
+    }
+
+    /// The next opening deletes what cannot be deleted now.
+    fn delete_replaced(&self, segments: &VecDeque<Segment>) {
+        for segment in segments {
+            if let Err(error) = self.storage.unlink(&segment.path) {
+                tracing::warn!(path = ?segment.path, %error, "cannot delete a replaced segment");
+            }
+        }
+        if !segments.is_empty()
+            && let Err(error) = self.storage.sync_dir(&self.shared.dir)
+        {
+            tracing::warn!(dir = ?self.shared.dir, %error, "cannot sync the log directory");
+        }
+    }
+}
+
+/// The new stream while it is written, under temporary names.
+struct Copy<'a> {
+    storage: &'a dyn Storage,
+    shared: &'a Shared,
+    /// All its segments; the last is the active one.
+    segments: VecDeque<Segment>,
+    active: Active,
+    last: Sequence,
+    /// Frames not yet written to the active segment.
+    buffer: Vec<u8>,
+}
+
+impl<'a> Copy<'a> {
+    fn begin(storage: &'a dyn Storage, shared: &'a Shared, label: Label) -> Result<Self, WalError> {
+        let path = FileName::Next(label.segment).path(&shared.dir);
+        let file = segment::create_as(storage, &path, &label)?;
+        let active = Active::new(file, path, label);
+        let segments = VecDeque::from([active.entry()]);
+        let last = label.first.prev();
+        Ok(Self { storage, shared, segments, active, last, buffer: Vec::new() })
+    }
+
+    fn write(
+        &mut self,
+        first: Option<(u8, i64, Vec<u8>)>,
+        reader: &mut WalReader,
+    ) -> Result<(), WalError> {
+        if let Some((kind, timestamp_ns, payload)) = first {
+            self.push(kind, timestamp_ns, &payload)?;
+        }
+        loop {
+            let batch = reader.next_batch(COPY_BYTES)?;
+            if batch.is_empty() {
+                return self.finish_segment();
+            }
+            for entry in batch {
+                match entry {
+                    Entry::Record(record) => {
+                        self.push(record.kind, record.timestamp_ns, &record.payload)?;
+                    }
+                    // As many sequences are left out, so that readers of the new stream are told.
+                    Entry::Lost { first, last, .. } => self.last.0 += last.since(first.prev()),
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, kind: u8, timestamp_ns: i64, payload: &[u8]) -> Result<(), WalError> {
+        let end =
+            self.active.offset + (self.buffer.len() + Group::frame_bytes(payload.len())) as u64;
+        let holds_some = self.active.offset + self.buffer.len() as u64 > EMPTY_BYTES;
+        if holds_some && end > self.shared.options.segment_bytes {
+            self.finish_segment()?;
+            let label = Label {
+                segment: self.active.label.segment + 1,
+                salt: random_salt(),
+                first: self.last.next(),
+                ..self.active.label
+            };
+            let path = FileName::Next(label.segment).path(&self.shared.dir);
+            let file = segment::create_as(self.storage, &path, &label)?;
+            self.active = Active::new(file, path, label);
+            self.segments.push_back(self.active.entry());
+        }
+        let start = self.buffer.len();
+        self.last = self.last.next();
+        encode_frame(&mut self.buffer, kind, self.last, timestamp_ns, payload);
+        salt_frame(&mut self.buffer[start..], self.active.label.salt);
+        if self.buffer.len() >= COPY_BYTES {
+            self.write_buffer()?;
+        }
+        Ok(())
+    }
+
+    fn write_buffer(&mut self) -> Result<(), WalError> {
+        let active = &mut self.active;
+        active
+            .file
+            .write_all_at(&self.buffer, active.offset)
+            .map_err(|source| WalError::io("write", &active.path, source))?;
+        active.offset += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Ends the segment with a control record, which also bears witness to sequences left out
+    /// before it, and makes it durable.
+    fn finish_segment(&mut self) -> Result<(), WalError> {
+        let control = self.active.label.to_control(self.last, wall_clock_ns());
+        self.buffer.extend_from_slice(&control);
+        self.write_buffer()?;
+        let active = &mut self.active;
+        active.file.sync_data().map_err(|source| WalError::io("sync", &active.path, source))?;
+        active.control_at = active.offset + CONTROL_EVERY_BYTES;
+        let entry = self.segments.back_mut().expect("the active segment is in the list");
+        entry.bytes = active.offset;
+        entry.last = self.last;
+        Ok(())
+    }
+
+    /// Gives the segments their final names, the last first: with it the stream has begun.
+    fn take_names(&mut self) -> Result<(), WalError> {
+        let dir = &self.shared.dir;
+        self.storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
+        let mut begun = false;
+        for segment in self.segments.iter_mut().rev() {
+            let path = FileName::Segment(segment.number).path(dir);
+            let renamed = self
+                .storage
+                .rename(&segment.path, &path)
+                .map_err(|source| WalError::io("rename a segment to", &path, source));
+            match renamed {
+                Ok(()) => segment.path = path,
+                // The next opening finishes it, and this one reads it under the name it has.
+                Err(error) if begun => {
+                    tracing::warn!(%error, "a segment of the new stream keeps its temporary name");
+                }
+                Err(error) => return Err(error),
+            }
+            if !begun {
+                begun = true;
+                self.active.path.clone_from(&segment.path);
+                if let Err(error) = self.storage.sync_dir(dir) {
+                    // Whether the name is durable is not known: neither stream may be written on.
+                    return Err(WalError::Poisoned { path: dir.clone(), source: Arc::new(error) });
+                }
+            }
+        }
+        if let Err(error) = self.storage.sync_dir(dir) {
+            tracing::warn!(?dir, %error, "cannot sync the log directory");
+        }
+        Ok(())
+    }
+
+    /// Removes what was written. What cannot be removed, the next opening removes.
+    fn discard(&self) {
+        for segment in &self.segments {
+            let _ = self.storage.unlink(&segment.path);
+        }
+    }
+}

@@ -1,0 +1,607 @@
+//! What must always hold of the log, each promise by its name, on real files.
+
+#![cfg(test)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use daemoneye_lib::stream::{Epoch, Sequence};
+use procmond::wal::{Entry, LostReason, Recovery, WalError, WalOptions, WriteAheadLog};
+
+/// Commits at once, so that tests do not wait.
+fn quick() -> WalOptions {
+    WalOptions { commit_delay: Duration::ZERO, ..WalOptions::default() }
+}
+
+fn open(dir: &Path, options: WalOptions) -> (WriteAheadLog, Recovery) {
+    WriteAheadLog::open(dir, options).unwrap()
+}
+
+fn payload(sequence: u64) -> Vec<u8> {
+    format!("record {sequence} {}", "x".repeat((sequence % 50) as usize)).into_bytes()
+}
+
+/// Appends until the last sequence is `upto`, every payload made from its sequence.
+fn fill(log: &WriteAheadLog, upto: u64) {
+    while log.last().0 < upto {
+        let next = log.last().next().0;
+        let sequence = log.submit(1, next as i64, &payload(next)).unwrap();
+        assert_eq!(sequence.0, next);
+        log.durable_blocking(sequence).unwrap();
+    }
+}
+
+/// Everything from a sequence on: the sequences read (payloads checked) and the losses.
+fn read(log: &WriteAheadLog, from: u64) -> (Vec<u64>, Vec<(u64, u64, LostReason)>) {
+    let mut reader = log.reader(Sequence(from));
+    let (mut read, mut lost) = (Vec::new(), Vec::new());
+    loop {
+        let batch = reader.next_batch(1000).unwrap();
+        if batch.is_empty() {
+            return (read, lost);
+        }
+        for entry in batch {
+            match entry {
+                Entry::Record(record) => {
+                    assert_eq!(record.payload, payload(record.sequence.0));
+                    assert_eq!(record.timestamp_ns, record.sequence.0 as i64);
+                    read.push(record.sequence.0);
+                }
+                Entry::Lost { first, last, reason } => lost.push((first.0, last.0, reason)),
+            }
+        }
+    }
+}
+
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "wal"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// What a crash leaves: the files as they are, without the lock and without a clean close.
+fn crash_copy(dir: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+fn range(from: u64, to: u64) -> Vec<u64> {
+    (from..=to).collect()
+}
+
+#[test]
+fn w1_what_has_a_receipt_is_there_without_a_close() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    fill(&log, 100);
+    let crashed = crash_copy(dir.path());
+    let (reopened, recovery) = open(crashed.path(), quick());
+    assert_eq!(recovery.last, Sequence(100));
+    assert!(recovery.torn.is_none() && recovery.damage.is_empty());
+    assert_eq!(read(&reopened, 1), (range(1, 100), vec![]));
+}
+
+#[test]
+fn w2_a_crash_leaves_a_prefix_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    fill(&log, 20);
+    let bytes = fs::read(&segments(dir.path())[0]).unwrap();
+    for cut in (224..bytes.len()).step_by(7) {
+        let crashed = crash_copy(dir.path());
+        fs::write(&segments(crashed.path())[0], &bytes[..cut]).unwrap();
+        let (reopened, recovery) = open(crashed.path(), quick());
+        let (read, lost) = read(&reopened, 1);
+        assert_eq!(read, range(1, recovery.last.0), "cut at {cut}");
+        assert_eq!(lost, vec![], "cut at {cut}");
+    }
+}
+
+#[test]
+fn w3_torn_tail_is_cut_before_the_next_append() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    fill(&log, 10);
+    let crashed = crash_copy(dir.path());
+    let torn = segments(crashed.path())[0].clone();
+    let whole = fs::read(&torn).unwrap();
+    // Record 10 has lost its last byte: less than one record, so no copy.
+    fs::write(&torn, &whole[..whole.len() - 1]).unwrap();
+    let (log, recovery) = open(crashed.path(), quick());
+    let tail = recovery.torn.unwrap();
+    assert_eq!(tail.path, torn);
+    assert_eq!(tail.copy, None);
+    assert_eq!(fs::metadata(&torn).unwrap().len(), tail.offset);
+    assert_eq!(recovery.last, Sequence(9));
+    fill(&log, 12);
+    assert_eq!(read(&log, 1), (range(1, 12), vec![]));
+    drop(log);
+    let (log, recovery) = open(crashed.path(), quick());
+    assert!(recovery.torn.is_none());
+    assert_eq!(read(&log, 1), (range(1, 12), vec![]));
+}
+
+#[test]
+fn w3_more_than_a_record_is_copied_before_it_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    fill(&log, 10);
+    let crashed = crash_copy(dir.path());
+    let torn = segments(crashed.path())[0].clone();
+    let mut bytes = fs::read(&torn).unwrap();
+    let end = bytes.len();
+    bytes.extend_from_slice(&[0x5a; 5000]);
+    fs::write(&torn, &bytes).unwrap();
+    let (_log, recovery) = open(crashed.path(), quick());
+    let tail = recovery.torn.unwrap();
+    assert_eq!((tail.offset, tail.bytes), (end as u64, 5000));
+    let copy = tail.copy.unwrap();
+    assert!(copy.file_name().unwrap().to_str().unwrap().starts_with("procmond-00001.torn-"));
+    assert_eq!(fs::read(copy).unwrap(), vec![0x5a; 5000]);
+}
+
+#[test]
+fn w4_damage_in_the_middle_costs_only_what_it_hits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    fill(&log, 1000);
+    drop(log);
+    let path = segments(dir.path())[0].clone();
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(11).position(|window| window == b"record 500 ").unwrap();
+    bytes[at..at + 4096].fill(0);
+    fs::write(&path, &bytes).unwrap();
+
+    let (log, recovery) = open(dir.path(), quick());
+    let (read, lost) = read(&log, 1);
+    let [(first, last, LostReason::Damaged)] = lost[..] else { panic!("{lost:?}") };
+    assert_eq!(first, 500);
+    assert!(last - first < 4096 / 40, "a page holds no more than that");
+    assert_eq!(read, [range(1, 499), range(last + 1, 1000)].concat());
+    assert_eq!(recovery.damage.len(), 1);
+    assert_eq!((recovery.damage[0].first.0, recovery.damage[0].last.0), (first, last));
+    assert!(recovery.torn.is_none(), "valid records follow");
+    assert_eq!(recovery.last, Sequence(1000));
+}
+
+#[test]
+fn w4_a_wiped_header_costs_no_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    fill(&log, 300);
+    log.acknowledge(Sequence(7)).unwrap();
+    let (stream, epoch) = (log.stream(), log.epoch());
+    drop(log);
+    let path = segments(dir.path())[0].clone();
+    let whole = fs::read(&path).unwrap();
+
+    // The header alone; then the first page, with the header, its copy and the records there.
+    for (wiped, records_hit) in [(64, 0), (104, 0), (4096, 80)] {
+        let mut bytes = whole.clone();
+        bytes[..wiped].fill(0);
+        let damaged = tempfile::tempdir().unwrap();
+        fs::write(damaged.path().join(path.file_name().unwrap()), &bytes).unwrap();
+        let (log, recovery) = open(damaged.path(), quick());
+        assert_eq!(log.stream(), stream, "{wiped} wiped");
+        assert_eq!(log.epoch().count(), epoch.count() + 1);
+        assert_eq!(recovery.watermark, Sequence(7));
+        assert_eq!(recovery.last, Sequence(300));
+        let (read, lost) = read(&log, 1);
+        let hit: u64 = lost.iter().map(|(first, last, _)| last - first + 1).sum();
+        assert!(hit <= records_hit, "{wiped} wiped: {lost:?}");
+        assert_eq!(read.len() as u64 + hit, 300);
+    }
+}
+
+#[test]
+fn w4_a_missing_segment_is_reported_and_the_rest_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..quick() };
+    let (log, _) = open(dir.path(), options.clone());
+    fill(&log, 400);
+    drop(log);
+    let paths = segments(dir.path());
+    assert!(paths.len() > 4);
+    fs::remove_file(&paths[2]).unwrap();
+    let (log, _) = open(dir.path(), options);
+    let (read, lost) = read(&log, 1);
+    let [(first, last, LostReason::Missing)] = lost[..] else { panic!("{lost:?}") };
+    assert_eq!(read, [range(1, first - 1), range(last + 1, 400)].concat());
+}
+
+#[test]
+fn w4_an_unreadable_last_segment_never_gives_its_sequences_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..quick() };
+    let (log, _) = open(dir.path(), options.clone());
+    fill(&log, 200);
+    drop(log);
+    let last_segment = segments(dir.path()).pop().unwrap();
+    let bytes = fs::metadata(&last_segment).unwrap().len();
+    fs::write(&last_segment, vec![0xff; bytes as usize]).unwrap();
+    let (log, recovery) = open(dir.path(), options.clone());
+    assert!(recovery.last >= Sequence(200));
+    let [lost] = recovery.damage[..] else { panic!("{:?}", recovery.damage) };
+    assert_eq!(lost.last, recovery.last);
+    let next = log.submit(1, 0, b"next").unwrap();
+    assert_eq!(next, recovery.last.next());
+    drop(log);
+    let (log, _) = open(dir.path(), options);
+    let entries = log.reader(lost.first).next_batch(1 << 20).unwrap();
+    let reported = Entry::Lost { first: lost.first, last: lost.last, reason: LostReason::Damaged };
+    assert_eq!(entries[0], reported);
+    assert!(matches!(&entries[1], Entry::Record(record) if record.sequence == next));
+}
+
+#[test]
+fn w5_a_copy_of_another_segment_is_not_read_for_this_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..quick() };
+    let (log, _) = open(dir.path(), options.clone());
+    fill(&log, 400);
+    drop(log);
+    let paths = segments(dir.path());
+    fs::copy(&paths[1], &paths[3]).unwrap();
+    let (log, _) = open(dir.path(), options);
+    let (read, lost) = read(&log, 1);
+    let [(first, last, LostReason::Damaged)] = lost[..] else { panic!("{lost:?}") };
+    assert_eq!(read, [range(1, first - 1), range(last + 1, 400)].concat());
+}
+
+#[test]
+fn w6_sequences_go_on_across_restarts_and_rotation() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..quick() };
+    let mut epochs: Vec<(u64, Epoch)> = Vec::new();
+    let mut stream = None;
+    for opening in 1..=5 {
+        let (log, recovery) = open(dir.path(), options.clone());
+        assert_eq!(recovery.new_stream, opening == 1);
+        assert_eq!(*stream.get_or_insert(log.stream()), log.stream());
+        assert_eq!(log.epoch().count(), opening as u32);
+        fill(&log, opening * 150);
+        epochs.push((opening * 150, log.epoch()));
+        for &(last, epoch) in &epochs {
+            assert_eq!(log.epoch_at(Sequence(last)), Some(epoch));
+            assert_eq!(log.epoch_at(Sequence(last - 149)), Some(epoch));
+        }
+        assert_eq!(log.epoch_at(log.last().next()), None);
+        assert_eq!(read(&log, 1), (range(1, opening * 150), vec![]));
+    }
+    assert!(segments(dir.path()).len() > 10);
+}
+
+#[test]
+fn w6_openings_that_write_nothing_leave_no_files_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = None;
+    for _ in 0..5 {
+        let (log, _) = open(dir.path(), quick());
+        assert!(last < Some(log.epoch()), "every opening has a later epoch");
+        last = Some(log.epoch());
+    }
+    assert_eq!(segments(dir.path()).len(), 1);
+}
+
+#[tokio::test]
+async fn w7_the_watermark_survives_a_crash_once_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    fill(&log, 50);
+    log.acknowledge(Sequence(30)).unwrap();
+    log.acknowledge(Sequence(20)).unwrap();
+    assert_eq!(log.watermark(), Sequence(30), "forward only");
+    log.flush().await.unwrap();
+    assert_eq!(log.stats().watermark_durable, Sequence(30));
+    let crashed = crash_copy(dir.path());
+    let (reopened, recovery) = open(crashed.path(), quick());
+    assert_eq!(recovery.watermark, Sequence(30));
+    assert_eq!(recovery.records, 20);
+    assert_eq!(reopened.epoch_at(Sequence(30)), Some(log.epoch()));
+    assert!(matches!(
+        log.acknowledge(Sequence(51)),
+        Err(WalError::AheadOfLog { durable: Sequence(50), .. })
+    ));
+}
+
+#[test]
+fn w7_an_acknowledgement_alone_becomes_durable_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), WalOptions::default());
+    fill(&log, 3);
+    log.acknowledge(Sequence(3)).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while log.stats().watermark_durable < Sequence(3) {
+        assert!(Instant::now() < deadline, "the watermark never became durable");
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn w7_segments_go_when_the_watermark_has_passed_their_last_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..quick() };
+    let (log, _) = open(dir.path(), options.clone());
+    fill(&log, 500);
+    let mut held = segments(dir.path()).len();
+    for acknowledged in (10..=500).step_by(10) {
+        log.acknowledge(Sequence(acknowledged)).unwrap();
+        log.flush().await.unwrap();
+        let (read, lost) = read(&log, 1);
+        assert_eq!(lost, vec![], "what was acknowledged is no loss");
+        assert!(read[0] <= acknowledged + 1, "record {} is not acknowledged", read[0] - 1);
+        assert_eq!(read, range(read[0], 500));
+        let now = segments(dir.path()).len();
+        assert!(now <= held);
+        held = now;
+    }
+    assert_eq!(held, 1);
+    assert_eq!(log.unacknowledged_bytes(), 0);
+    let epoch = log.epoch();
+    drop(log);
+    let (log, recovery) = open(dir.path(), options);
+    assert_eq!((recovery.last, recovery.watermark), (Sequence(500), Sequence(500)));
+    assert_eq!(log.epoch_at(Sequence(500)), Some(epoch), "known though its record may be gone");
+}
+
+#[tokio::test]
+async fn w7_what_is_to_be_retained_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..quick() };
+    let (log, _) = open(dir.path(), options);
+    log.retain_from(Sequence(250));
+    fill(&log, 500);
+    log.acknowledge(Sequence(500)).unwrap();
+    log.flush().await.unwrap();
+    let (read, _) = read(&log, 1);
+    assert!(read[0] > 1 && read[0] <= 250, "from {}", read[0]);
+}
+
+#[tokio::test]
+async fn w9_at_the_budget_appends_are_refused_and_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 8192, disk_budget_bytes: 32_768, ..quick() };
+    let (log, _) = open(dir.path(), options.clone());
+    for round in 0..3 {
+        let refused = loop {
+            let next = log.last().next().0;
+            match log.submit(3, next as i64, &payload(next)) {
+                Ok(_) => {}
+                Err(WalError::Busy) => log.room().await,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, WalError::BudgetSpent { budget_bytes: 32_768, .. }));
+        log.flush().await.unwrap();
+        let on_disk: u64 =
+            segments(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+        assert!(on_disk <= 32_768 + 8192, "{on_disk} bytes");
+        assert!(log.submit(3, 0, &[0; 100]).is_err());
+        assert_eq!(log.stats().refused, vec![(3, (round + 1) * 2)]);
+        // Everything has been committed by the consumers: the room comes back by itself.
+        log.acknowledge(log.last()).unwrap();
+        log.flush().await.unwrap();
+    }
+}
+
+#[test]
+fn w9_a_batch_ends_at_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    let big = vec![7; 1 << 20];
+    for _ in 0..12 {
+        let sequence = log.submit(1, 0, &big).unwrap();
+        log.durable_blocking(sequence).unwrap();
+    }
+    let mut reader = log.reader(Sequence::FIRST);
+    let mut records = 0;
+    loop {
+        let batch = reader.next_batch(64 << 10).unwrap();
+        if batch.is_empty() {
+            break;
+        }
+        assert_eq!(batch.len(), 1, "one record at least, and no more than fit");
+        records += 1;
+    }
+    assert_eq!(records, 12);
+}
+
+#[test]
+fn a_second_opener_is_refused_with_the_holders_pid() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    let Err(error) = WriteAheadLog::open(dir.path(), quick()) else { panic!("opened twice") };
+    assert!(matches!(error, WalError::LockHeld { .. }));
+    let message = error.to_string();
+    assert!(message.contains(&format!("pid {}", std::process::id())), "{message}");
+    log.close().unwrap();
+    open(dir.path(), quick());
+}
+
+#[tokio::test]
+async fn a_closed_log_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    fill(&log, 3);
+    log.close().unwrap();
+    log.close().unwrap();
+    assert!(matches!(log.submit(1, 0, b"x"), Err(WalError::Closed)));
+    assert!(matches!(log.acknowledge(Sequence(1)), Err(WalError::Closed)));
+    log.durable(Sequence(3)).await.unwrap();
+    log.flush().await.unwrap();
+    assert!(matches!(log.begin_stream(None).await, Err(WalError::Closed)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_from_many_tasks_share_syncs_and_get_contiguous_receipts() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 20_000, ..WalOptions::default() };
+    let (log, _) = open(dir.path(), options);
+    let tasks: Vec<_> = (0..64u64)
+        .map(|task| {
+            let log = log.clone();
+            tokio::spawn(async move {
+                let mut sequences = Vec::new();
+                for n in 0..20u64 {
+                    let body = (task << 32 | n).to_le_bytes();
+                    let receipt = log.append(1, 0, &body).await.unwrap();
+                    assert!(receipt.sequence <= log.last_durable());
+                    sequences.push((receipt.sequence.0, task << 32 | n));
+                }
+                assert!(sequences.is_sorted(), "one task's receipts come in order");
+                sequences
+            })
+        })
+        .collect();
+    let mut all = Vec::new();
+    for task in tasks {
+        all.extend(task.await.unwrap());
+    }
+    all.sort_unstable();
+    let mut reader = log.reader(Sequence::FIRST);
+    let mut expected = all.iter();
+    loop {
+        let batch = reader.next_batch(1 << 16).unwrap();
+        if batch.is_empty() {
+            break;
+        }
+        for entry in batch {
+            let Entry::Record(record) = entry else { panic!("{entry:?}") };
+            let body = u64::from_le_bytes(record.payload[..].try_into().unwrap());
+            assert_eq!(expected.next(), Some(&(record.sequence.0, body)));
+        }
+    }
+    assert_eq!(expected.next(), None);
+    assert_eq!(all.len(), 1280);
+    assert!(log.stats().syncs < 1280 / 4, "{} syncs", log.stats().syncs);
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_and_room_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { queue_bytes: 10_000, ..WalOptions::default() };
+    let (log, _) = open(dir.path(), options);
+    let mut busy = 0;
+    for _ in 0..500 {
+        while let Err(error) = log.submit(1, 0, &[1; 1000]) {
+            assert!(matches!(error, WalError::Busy), "{error}");
+            assert!(log.stats().queued_bytes < 11_100);
+            busy += 1;
+            log.room().await;
+        }
+    }
+    assert!(busy > 0);
+    log.flush().await.unwrap();
+    assert_eq!(log.last_durable(), Sequence(500));
+}
+
+#[tokio::test]
+async fn wrong_calls_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), WalOptions { max_record_bytes: 10, ..quick() });
+    assert!(matches!(log.submit(0, 0, b"x"), Err(WalError::ReservedKind)));
+    assert!(matches!(
+        log.submit(1, 0, b"01234567890"),
+        Err(WalError::TooLarge { bytes: 11, max_bytes: 10 })
+    ));
+    assert!(matches!(log.durable(Sequence(1)).await, Err(WalError::NotAppended { .. })));
+    assert_eq!(log.last(), Sequence::NONE);
+    assert_eq!(log.flush().await.unwrap(), Sequence::NONE);
+    for bad in [
+        WalOptions { segment_bytes: 100, ..quick() },
+        WalOptions { disk_budget_bytes: 100, ..quick() },
+        WalOptions { max_record_bytes: u32::MAX, ..quick() },
+        WalOptions { queue_bytes: 0, ..quick() },
+    ] {
+        let other = tempfile::tempdir().unwrap();
+        let refused = WriteAheadLog::open(other.path(), bad);
+        assert!(matches!(refused, Err(WalError::BadOption { .. })));
+    }
+}
+
+#[test]
+fn reading_goes_on_while_the_log_is_written_rotated_and_deleted() {
+    const RECORDS: u64 = 20_000;
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 8192, ..quick() };
+    let (log, _) = open(dir.path(), options);
+    let mut reader = log.reader(Sequence::FIRST);
+    let writer = std::thread::spawn({
+        let log = log.clone();
+        move || {
+            while log.last().0 < RECORDS {
+                let next = log.last().next().0;
+                if let Err(error) = log.submit(1, next as i64, &payload(next)) {
+                    assert!(matches!(error, WalError::Busy), "{error}");
+                }
+            }
+        }
+    });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut expected = 1;
+    while expected <= RECORDS {
+        assert!(Instant::now() < deadline, "stuck at {expected}");
+        for entry in reader.next_batch(3000).unwrap() {
+            let Entry::Record(record) = entry else { panic!("{entry:?}") };
+            assert_eq!(record.sequence.0, expected);
+            assert_eq!(record.payload, payload(expected));
+            expected += 1;
+        }
+        // What was read is acknowledged, and so deleted behind and under the reader.
+        log.acknowledge(Sequence(expected - 1)).unwrap();
+    }
+    writer.join().unwrap();
+    log.close().unwrap();
+    assert!(log.stats().segments < 20);
+}
+
+#[test]
+fn a_slow_reader_is_not_told_of_losses_when_acknowledged_segments_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..quick() };
+    let (log, _) = open(dir.path(), options);
+    fill(&log, 300);
+    let mut reader = log.reader(Sequence::FIRST);
+    reader.next_batch(10).unwrap();
+    log.acknowledge(Sequence(250)).unwrap();
+    log.close().unwrap();
+    let mut seen = Vec::new();
+    loop {
+        let batch = reader.next_batch(1 << 16).unwrap();
+        if batch.is_empty() {
+            break;
+        }
+        for entry in batch {
+            let Entry::Record(record) = entry else { panic!("{entry:?}") };
+            seen.push(record.sequence.0);
+        }
+    }
+    assert!(seen.is_sorted());
+    assert!(seen.ends_with(&range(251, 300)));
+    assert!(seen.len() < 299);
+}
+
+#[cfg(unix)]
+#[test]
+fn everything_is_private_to_its_owner() {
+    use std::os::unix::fs::PermissionsExt;
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("a/log");
+    let (log, _) = open(&dir, quick());
+    fill(&log, 1);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&dir), 0o700);
+    for entry in fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{path:?}");
+    }
+}
