@@ -6,10 +6,10 @@ use std::time::Duration;
 /// The first wait after a session ended or a dial failed.
 const FIRST: Duration = Duration::from_millis(50);
 /// No wait is longer, so that the first dial after the broker returns comes within a second.
-const LONGEST: Duration = Duration::from_millis(900);
+const LONGEST: Duration = Duration::from_millis(500);
 
 /// Capped exponential backoff with jitter: each wait lies between half and all of a ceiling that
-/// doubles from 50 ms to 900 ms, so that many collectors do not dial in step.
+/// doubles from 50 ms to 500 ms, so that many collectors do not dial in step.
 #[derive(Debug)]
 pub(super) struct Backoff {
     failures: u32,

@@ -16,6 +16,7 @@
 
 use std::time::{Duration, Instant};
 
+use daemoneye_lib::models::control::ConnectorState;
 use daemoneye_lib::stream::{Epoch, Sequence};
 
 use super::backoff::Backoff;
@@ -30,15 +31,15 @@ const BATCH_BYTES_MAX: u64 = 256 * 1024;
 /// and only once as much room is free.
 const READ_BYTES_MAX: u64 = 1024 * 1024;
 /// How long to leave a log alone that could not be read or replaced.
-const LOG_RETRY: Duration = Duration::from_secs(1);
+pub(super) const LOG_RETRY: Duration = Duration::from_secs(1);
 
-/// Where the consumers stand, as the broker's Welcome says.
+/// A position on our stream that a consumer holds, as the broker's Welcome says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Committed {
+pub(super) struct Held {
     pub(super) sequence: Sequence,
-    /// The epoch in which the consumer's last record was written, where it knows.
-    pub(super) epoch: Option<Epoch>,
-    /// The epoch in which our own record at that sequence was written, where the log knows.
+    /// The epoch in which the consumer's record at that sequence was written.
+    pub(super) theirs: Epoch,
+    /// The epoch in which our own was, where the log knows.
     pub(super) ours: Option<Epoch>,
 }
 
@@ -47,8 +48,9 @@ pub(super) enum Input {
     /// Records became durable. `records` are those that were kept in memory, `through` is the
     /// last durable one; `skipped_bytes` counts the payload that was not kept.
     Durable { records: Vec<Record>, through: Sequence, skipped_bytes: u64 },
-    /// The broker welcomed us.
-    Welcomed { committed: Committed, credit_bytes: u64 },
+    /// The broker welcomed us: everything up to `committed` is committed by every durable
+    /// consumer, and `held` is where each of them stands.
+    Welcomed { committed: Sequence, held: Vec<Held>, credit_bytes: u64 },
     /// The dial failed or the session ended, and another may be tried.
     Disconnected,
     /// The broker knows a younger writer of our stream: ours is not its continuation.
@@ -160,8 +162,8 @@ impl Machine {
             Input::Durable { records, through, skipped_bytes } => {
                 self.durable(records, through, skipped_bytes);
             }
-            Input::Welcomed { committed, credit_bytes } => {
-                self.welcomed(committed, credit_bytes, commands);
+            Input::Welcomed { committed, held, credit_bytes } => {
+                self.welcomed(committed, &held, credit_bytes, commands);
             }
             Input::Disconnected => self.wait(now),
             Input::Fenced => self.replace(None, commands),
@@ -195,16 +197,19 @@ impl Machine {
         [state, read, self.drain_until].into_iter().flatten().min()
     }
 
-    /// The state's name, for status displays.
-    pub(super) fn state_name(&self) -> &'static str {
+    /// The state as status displays name it.
+    pub(super) fn health_state(&self) -> ConnectorState {
         match self.state {
-            State::Waiting { .. } => "waiting",
-            State::Dialling => "dialling",
-            State::Connected { .. } if self.drain_until.is_some() => "draining",
-            State::Connected { .. } => "connected",
-            State::Replacing { .. } => "replacing",
-            State::Finished => "finished",
+            State::Connected { .. } => ConnectorState::Connected,
+            State::Waiting { .. } | State::Dialling | State::Replacing { .. } | State::Finished => {
+                ConnectorState::Disconnected
+            }
         }
+    }
+
+    /// The last durable record that the machine knows of.
+    pub(super) fn log_last(&self) -> Sequence {
+        self.log_last
     }
 
     pub(super) fn window(&self) -> &Window {
@@ -240,15 +245,23 @@ impl Machine {
         self.log_last = self.log_last.max(through);
     }
 
-    fn welcomed(&mut self, committed: Committed, credit_bytes: u64, commands: &mut Vec<Command>) {
-        let forked = matches!((committed.epoch, committed.ours), (Some(theirs), Some(ours)) if theirs != ours);
-        if committed.sequence > self.log_last || forked {
-            self.replace(Some(committed.sequence), commands);
+    fn welcomed(
+        &mut self,
+        committed: Sequence,
+        held: &[Held],
+        credit_bytes: u64,
+        commands: &mut Vec<Command>,
+    ) {
+        let forked = |held: &&Held| {
+            held.sequence > self.log_last || held.ours.is_some_and(|ours| ours != held.theirs)
+        };
+        if let Some(fork) = held.iter().filter(forked).max_by_key(|held| held.sequence) {
+            self.replace(Some(fork.sequence), commands);
             return;
         }
         self.backoff.reset();
         self.window.rewind();
-        self.forget(committed.sequence, commands);
+        self.forget(committed, commands);
         self.state = State::Connected { credit_bytes };
     }
 

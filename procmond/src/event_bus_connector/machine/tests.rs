@@ -44,7 +44,7 @@ impl Bench {
 
     fn connect(&mut self, committed: u64) -> Vec<Command> {
         let mut commands = self.step(Input::Tick);
-        if self.machine.state_name() == "waiting" {
+        if !commands.contains(&Command::Dial) {
             self.now = self.machine.wake_at().expect("a dial is due some time");
             commands = self.step(Input::Tick);
         }
@@ -58,8 +58,13 @@ impl Bench {
         epoch: Option<Epoch>,
         ours: Option<Epoch>,
     ) -> Vec<Command> {
-        let committed = Committed { sequence: Sequence(sequence), epoch, ours };
-        self.step(Input::Welcomed { committed, credit_bytes: 400 })
+        let committed = Sequence(sequence);
+        let theirs = epoch.or(ours).unwrap_or(self.epoch);
+        let held = match sequence {
+            0 => Vec::new(),
+            _ => vec![Held { sequence: committed, theirs, ours }],
+        };
+        self.step(Input::Welcomed { committed, held, credit_bytes: 400 })
     }
 
     /// The log answers a read with records of `bytes` each, as many as `bytes_max` allows.
@@ -159,7 +164,7 @@ fn d6_a_fork_is_noticed_by_the_epoch_even_where_the_sequence_fits() {
     let mut bench = Bench::with_log(Sequence(10), Sequence(30), 200);
     bench.step(Input::Tick);
     bench.welcome(20, Some(ours), Some(ours));
-    assert_eq!(bench.machine.state_name(), "connected");
+    assert_eq!(bench.machine.health_state(), ConnectorState::Connected);
 }
 
 #[test]
@@ -182,7 +187,7 @@ fn an_ack_beyond_the_log_ends_the_session() {
     bench.connect(0);
     bench.append(3, 10);
     assert_eq!(bench.step(Input::Acked(Sequence(4))), [Command::HangUp]);
-    assert_eq!(bench.machine.state_name(), "waiting");
+    assert_eq!(bench.machine.health_state(), ConnectorState::Disconnected);
     assert_eq!(bench.machine.window().acked(), Sequence::NONE);
 }
 
