@@ -1,0 +1,201 @@
+//! The status for people.
+
+use std::io::{self, Write};
+
+use daemoneye_lib::display;
+use daemoneye_lib::models::control::CollectorHealth;
+use jiff::tz::TimeZone;
+
+use crate::render::time;
+use crate::status::{AgentStatus, CollectorStatus, StoreStatus};
+use crate::store::StreamFigures;
+use crate::supervisor::{SupervisorState, SupervisorStatus};
+
+/// The width of the column of names.
+const NAMES: usize = 12;
+
+pub(super) fn running(out: &mut impl Write, status: &AgentStatus) -> io::Result<()> {
+    let agent = &status.agent;
+    let uptime = span(agent.uptime_ms);
+    line(
+        out,
+        "agent",
+        &format!("runs, pid {}, version {}, for {uptime}", agent.pid, plain(&agent.version)),
+    )?;
+    line(out, "socket", &plain(&agent.socket.display().to_string()))?;
+    line(out, "collector", &supervisor(&status.supervisor))?;
+    for collector in &status.collectors {
+        self::collector(out, collector)?;
+    }
+    store(out, &status.store)
+}
+
+pub(super) fn ended(out: &mut impl Write, left: Option<&StoreStatus>) -> io::Result<()> {
+    line(out, "agent", "does not run")?;
+    match left {
+        Some(left) => store(out, left),
+        None => line(out, "store", "there is none yet"),
+    }
+}
+
+fn supervisor(status: &SupervisorStatus) -> String {
+    let mut text = match &status.state {
+        SupervisorState::Disabled => "none is started (--no-collectors)".to_owned(),
+        SupervisorState::Probing => "about to be started".to_owned(),
+        SupervisorState::Running { pid } => format!("started, pid {pid}"),
+        SupervisorState::Waiting { holder: Some(pid) } => {
+            format!("process {pid} has the log and is not connected")
+        }
+        SupervisorState::Waiting { holder: None } => {
+            "another process has the log and is not connected".to_owned()
+        }
+        SupervisorState::Adopted { pid } => format!("adopted, pid {pid}"),
+        SupervisorState::Restarting { pause_ms } => {
+            format!("ended; it is started again after {}", span(*pause_ms))
+        }
+        SupervisorState::Stopped => "ended with the agent".to_owned(),
+    };
+    if status.starts_total > 1 {
+        text.push_str(&format!(", started {} times", status.starts_total));
+    }
+    if let Some(exit) = &status.last_exit {
+        text.push_str(&format!(", last end: {}", plain(exit)));
+    }
+    text
+}
+
+fn collector(out: &mut impl Write, status: &CollectorStatus) -> io::Result<()> {
+    let state = status.health.as_ref().map_or("registered", |health| health.state.as_str());
+    let connection = if status.connected { "connected" } else { "not connected" };
+    line(
+        out,
+        &plain(&status.collector_id),
+        &format!(
+            "pid {}, version {}, {state}, {connection}, heard of {} ago",
+            status.pid,
+            plain(&status.version),
+            span(status.heard_ms_ago)
+        ),
+    )?;
+    match &status.health {
+        Some(health) => self::health(out, health),
+        None => Ok(()),
+    }
+}
+
+fn health(out: &mut impl Write, health: &CollectorHealth) -> io::Result<()> {
+    let counts = &health.events;
+    line(
+        out,
+        "  source",
+        &format!(
+            "{} every {}, {} processes, {} scans, {} failed",
+            health.source,
+            span(health.interval_ms),
+            health.processes,
+            health.scans_total,
+            health.scan_errors_total
+        ),
+    )?;
+    line(
+        out,
+        "  events",
+        &format!(
+            "{} start, {} stop, {} modify, {} gap; {} modify shed",
+            counts.start, counts.stop, counts.modify, counts.gap, health.shed_modifies_total
+        ),
+    )?;
+    let log = &health.log;
+    line(
+        out,
+        "  log",
+        &format!(
+            "{} events, {} durable, {} acknowledged; {} segments, {}; {} refused",
+            log.last,
+            log.durable,
+            log.watermark,
+            log.segments,
+            bytes(log.bytes),
+            log.refused_total
+        ),
+    )?;
+    let connector = &health.connector;
+    line(
+        out,
+        "  connection",
+        &format!(
+            "window {} (peak {}), backlog {}; engaged {}, released {}, reconnected {}",
+            bytes(connector.window_bytes),
+            bytes(connector.window_bytes_peak),
+            bytes(connector.backlog_bytes),
+            connector.engaged_total,
+            connector.released_total,
+            connector.reconnects_total
+        ),
+    )
+}
+
+fn store(out: &mut impl Write, store: &StoreStatus) -> io::Result<()> {
+    line(out, "store", &plain(&store.database.display().to_string()))?;
+    if let Some(trouble) = &store.figures.trouble {
+        line(out, "  TROUBLE", &plain(trouble))?;
+    }
+    for (topic, count) in &store.topics {
+        line(out, "", &format!("{count:>12}  {}", plain(topic)))?;
+    }
+    if store.topics.is_empty() {
+        line(out, "", "no events yet")?;
+    }
+    if store.figures.refused_total > 0 {
+        let refused = store.figures.refused_total;
+        line(out, "  refused", &format!("{refused} deliveries that contradict what is stored"))?;
+    }
+    for stream in &store.figures.streams {
+        self::stream(out, stream)?;
+    }
+    Ok(())
+}
+
+fn stream(out: &mut impl Write, stream: &StreamFigures) -> io::Result<()> {
+    let of =
+        stream.collector.as_deref().map_or_else(String::new, |id| format!(" of {}", plain(id)));
+    let since = time(stream.first_seen_ns, TimeZone::system());
+    line(
+        out,
+        "stream",
+        &format!("{}{of}, stored to {}, since {since}", stream.stream, stream.committed),
+    )?;
+    if let Some(old) = stream.replaces {
+        line(out, "", &format!("the log was replaced: it takes the place of stream {old}"))?;
+    }
+    if stream.gaps > 0 {
+        let (gaps, missing) = (stream.gaps, stream.missing);
+        line(out, "", &format!("{missing} events lost for good, in {gaps} gaps"))?;
+    }
+    if stream.undecodable > 0 {
+        let count = stream.undecodable;
+        line(out, "", &format!("{count} events that cannot be decoded"))?;
+    }
+    Ok(())
+}
+
+fn line(out: &mut impl Write, name: &str, text: &str) -> io::Result<()> {
+    writeln!(out, "{name:<NAMES$} {text}")
+}
+
+fn plain(text: &str) -> String {
+    display::escape(text.as_bytes()).to_string()
+}
+
+fn span(ms: u64) -> String {
+    crate::render::duration(ms.saturating_mul(1_000_000))
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        0..1_000 => format!("{count} B"),
+        1_000..1_000_000 => format!("{}.{} kB", count / 1_000, count / 100 % 10),
+        1_000_000..1_000_000_000 => format!("{}.{} MB", count / 1_000_000, count / 100_000 % 10),
+        _ => format!("{}.{} GB", count / 1_000_000_000, count / 100_000_000 % 10),
+    }
+}

@@ -1,0 +1,359 @@
+//! Showing stored events: columns for people, JSON lines for programs.
+
+mod describe;
+
+pub(crate) use self::describe::duration;
+
+use std::io::{self, IsTerminal, Write};
+
+use anstyle::{AnsiColor, Style};
+use daemoneye_lib::display;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::Value;
+
+use crate::store::StoredEvent;
+
+/// How events are printed.
+#[derive(Clone, Debug)]
+pub enum Format {
+    /// One JSON object a line.
+    Json,
+    /// Aligned columns.
+    Columns {
+        /// Whether kinds are coloured.
+        colour: bool,
+        /// The zone times are shown in.
+        zone: TimeZone,
+    },
+}
+
+impl Format {
+    /// The format for standard output: coloured on a terminal unless `NO_COLOR` says otherwise,
+    /// in the system's time zone.
+    #[must_use]
+    pub fn for_stdout(json: bool) -> Self {
+        if json {
+            return Self::Json;
+        }
+        let colour = wants_colour(
+            io::stdout().is_terminal(),
+            std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()),
+            std::env::var_os("TERM").is_some_and(|term| term == "dumb"),
+        );
+        Self::Columns { colour, zone: TimeZone::system() }
+    }
+}
+
+const fn wants_colour(terminal: bool, no_color: bool, dumb: bool) -> bool {
+    terminal && !no_color && !dumb
+}
+
+/// Prints events to a writer.
+#[derive(Debug)]
+pub struct EventPrinter<W> {
+    out: W,
+    format: Format,
+    headed: bool,
+}
+
+impl<W: Write> EventPrinter<W> {
+    /// A printer that has printed nothing yet.
+    pub const fn new(out: W, format: Format) -> Self {
+        Self { out, format, headed: false }
+    }
+
+    /// Prints one event; columns are headed before the first.
+    ///
+    /// # Errors
+    /// When the writer fails, for example because the reader of a pipe is gone.
+    pub fn print(&mut self, event: &StoredEvent) -> io::Result<()> {
+        match &self.format {
+            Format::Json => json_line(&mut self.out, event),
+            Format::Columns { colour, zone } => {
+                let (colour, zone) = (*colour, zone.clone());
+                self.head(colour)?;
+                columns(&mut self.out, event, colour, zone)
+            }
+        }
+    }
+
+    /// Passes on what is buffered.
+    ///
+    /// # Errors
+    /// When the writer fails.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    fn head(&mut self, colour: bool) -> io::Result<()> {
+        if std::mem::replace(&mut self.headed, true) {
+            return Ok(());
+        }
+        let (on, off) = paint(Style::new().dimmed(), colour);
+        writeln!(
+            self.out,
+            "{on}{:<23} {:<6} {:>7} {:>7} {:>6} {:<15} COMMAND{off}",
+            "TIME", "KIND", "PID", "PPID", "UID", "NAME"
+        )
+    }
+}
+
+/// The switches around a piece of styled text; empty without colour.
+fn paint(style: Style, colour: bool) -> (String, String) {
+    if colour {
+        (style.render().to_string(), style.render_reset().to_string())
+    } else {
+        (String::new(), String::new())
+    }
+}
+
+fn columns(
+    out: &mut impl Write,
+    event: &StoredEvent,
+    colour: bool,
+    zone: TimeZone,
+) -> io::Result<()> {
+    // The text comes from our own writer, but a file can be edited: what is not JSON is shown
+    // with nothing known about it.
+    let json: Value = serde_json::from_str(&event.event).unwrap_or_default();
+    let kind = describe::kind(&event.topic, &json);
+    let (on, off) = paint(style(&kind), colour);
+    let (dim, undim) = paint(Style::new().dimmed(), colour);
+    let text = |column: &Option<String>| column.as_deref().map_or_else(String::new, plain);
+    write!(
+        out,
+        "{dim}{:<23}{undim} {on}{:<6}{off} {:>7} {:>7} {:>6} {:<15} ",
+        time(event.time_ns, zone),
+        plain(&kind),
+        number(event.pid),
+        number(event.ppid),
+        number(event.uid),
+        text(&event.name),
+    )?;
+    let command = match &event.cmdline {
+        Some(line) if !line.is_empty() => plain(line),
+        _ => text(&event.exe),
+    };
+    let details = describe::details(&json);
+    match (command.is_empty(), details.is_empty()) {
+        (_, true) => writeln!(out, "{command}"),
+        (true, false) => writeln!(out, "{on}{details}{off}"),
+        (false, false) => writeln!(out, "{command}  {dim}{details}{undim}"),
+    }
+}
+
+fn style(kind: &str) -> Style {
+    let colour = match kind {
+        "start" => AnsiColor::Green,
+        "stop" => AnsiColor::Red,
+        "modify" => AnsiColor::Yellow,
+        "exists" => return Style::new().dimmed(),
+        "gap" => return AnsiColor::Magenta.on_default().bold(),
+        _ => return Style::new(),
+    };
+    colour.on_default()
+}
+
+fn number(column: Option<i64>) -> String {
+    column.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+/// Local time to the millisecond; a time no calendar has is shown as its number.
+pub(crate) fn time(time_ns: i64, zone: TimeZone) -> String {
+    match Timestamp::from_nanosecond(i128::from(time_ns)) {
+        Ok(time) => time.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S%.3f").to_string(),
+        Err(_) => format!("{time_ns} ns"),
+    }
+}
+
+/// Text that is escaped already, made safe if it is not: backslashes stay as they are.
+pub(crate) fn plain(text: &str) -> String {
+    let parts: Vec<_> =
+        text.split('\\').map(|part| display::escape(part.as_bytes()).to_string()).collect();
+    parts.join("\\")
+}
+
+/// One line of JSON: where the event is stored, and the event as it is stored.
+fn json_line(out: &mut impl Write, event: &StoredEvent) -> io::Result<()> {
+    let quoted = |text: &str| Value::from(text).to_string();
+    let line = format!(
+        r#"{{"stream":{},"sequence":{},"topic":{},"time_ns":{},"event":{}}}"#,
+        quoted(&event.stream),
+        event.sequence,
+        quoted(&event.topic),
+        event.time_ns,
+        one_line(&event.event),
+    );
+    writeln!(out, "{}", escape_controls(line))
+}
+
+/// The stored JSON if it is that and on one line; what somebody has edited is put in order.
+fn one_line(json: &str) -> String {
+    let ordinary =
+        !json.contains(['\n', '\r']) && serde_json::from_str::<serde::de::IgnoredAny>(json).is_ok();
+    if ordinary {
+        return json.to_owned();
+    }
+    match serde_json::from_str::<Value>(json) {
+        Ok(value) => value.to_string(),
+        Err(error) => {
+            serde_json::json!({ "unreadable": json, "error": error.to_string() }).to_string()
+        }
+    }
+}
+
+/// JSON lets control characters from U+007F on stand in strings; a terminal would act upon them.
+fn escape_controls(json: String) -> String {
+    if !json.chars().any(char::is_control) {
+        return json;
+    }
+    let mut escaped = String::with_capacity(json.len() + 16);
+    for character in json.chars() {
+        if character.is_control() {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(character)));
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(topic: &str, event: Value) -> StoredEvent {
+        StoredEvent {
+            rowid: 1,
+            stream: "3f2a9c1e-0000-4000-8000-000000000000".into(),
+            sequence: 7,
+            topic: topic.into(),
+            time_ns: 1_700_000_000_123_000_000,
+            pid: Some(4711),
+            ppid: Some(1),
+            uid: Some(1000),
+            name: Some("sleep".into()),
+            exe: Some("/usr/bin/sleep".into()),
+            cmdline: Some("sleep 10".into()),
+            process_key: None,
+            event: event.to_string(),
+        }
+    }
+
+    fn show(event: &StoredEvent, format: Format) -> String {
+        let mut out = Vec::new();
+        EventPrinter::new(&mut out, format).print(event).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn columns_without_colour(event: &StoredEvent) -> String {
+        let shown = show(event, Format::Columns { colour: false, zone: TimeZone::UTC });
+        shown.lines().nth(1).unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn events_stand_in_columns() {
+        let event = stored(
+            "events.process.start",
+            serde_json::json!({ "type": "process", "kind": "start", "existing": false }),
+        );
+        let shown = show(&event, Format::Columns { colour: false, zone: TimeZone::UTC });
+        assert_eq!(
+            shown,
+            "TIME                    KIND       PID    PPID    UID NAME            COMMAND\n\
+             2023-11-14 22:13:20.123 start     4711       1   1000 sleep           sleep 10\n"
+        );
+        let existing = stored(
+            "events.process.start",
+            serde_json::json!({ "type": "process", "kind": "start", "existing": true }),
+        );
+        assert!(columns_without_colour(&existing).contains(" exists "));
+    }
+
+    #[test]
+    fn a_stop_says_how_and_a_gap_says_what() {
+        let stop = stored(
+            "events.process.stop",
+            serde_json::json!({
+                "type": "process", "kind": "stop", "exit_code": 3, "run_time_ns": 1_250_000_000,
+                "inferred": true,
+            }),
+        );
+        assert!(
+            columns_without_colour(&stop).ends_with("sleep 10  exit code 3, ran 1.25 s, inferred")
+        );
+        let mut gap = stored(
+            "events.process.gap",
+            serde_json::json!({
+                "type": "gap", "reason": "log_damaged", "missing": 3, "first_sequence": 5,
+                "last_sequence": 7, "detail": "a record \u{1b}[2J does not check",
+            }),
+        );
+        (gap.pid, gap.ppid, gap.uid) = (None, None, None);
+        (gap.name, gap.exe, gap.cmdline) = (None, None, None);
+        let shown = columns_without_colour(&gap);
+        assert!(
+            shown.ends_with(
+                r"3 events missing: log_damaged, sequences 5 to 7, a record \x1b[2J does not check"
+            ),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_change_names_the_old_value() {
+        let modify = stored(
+            "events.process.modify",
+            serde_json::json!({
+                "type": "process", "kind": "modify",
+                "changes": [{"field": "uid", "old": 0}, {"field": "name", "old": null}],
+            }),
+        );
+        let shown = columns_without_colour(&modify);
+        assert!(shown.ends_with("uid was 0, name was unknown"), "{shown}");
+    }
+
+    #[test]
+    fn no_control_character_reaches_the_terminal() {
+        // As an edited database, or a payload nobody could decode, might have them.
+        let evil = "\u{1b}]0;x\u{7}\u{9b}2J\n\u{202e}";
+        let mut event = stored(evil, serde_json::json!({ "undecodable": "00", "error": evil }));
+        event.name = Some(evil.into());
+        event.cmdline = Some(evil.into());
+        event.stream = evil.into();
+        let formats = [Format::Json, Format::Columns { colour: false, zone: TimeZone::UTC }];
+        for raw in [event.event.clone(), evil.to_owned(), format!("{{\"a\":\n\"{evil}\"}}")] {
+            event.event = raw;
+            for format in formats.clone() {
+                let shown = show(&event, format);
+                let lines: Vec<_> = shown.lines().collect();
+                assert!(lines.len() <= 2, "{shown:?}");
+                assert!(!lines.concat().chars().any(char::is_control), "{shown:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn json_says_where_the_event_is_stored_and_keeps_it_whole() {
+        let event = stored("events.process.start", serde_json::json!({ "name": "a\u{9b}b" }));
+        let shown = show(&event, Format::Json);
+        let line: Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(line["stream"], "3f2a9c1e-0000-4000-8000-000000000000");
+        assert_eq!(line["sequence"], 7);
+        assert_eq!(line["topic"], "events.process.start");
+        assert_eq!(line["time_ns"], 1_700_000_000_123_000_000_i64);
+        assert_eq!(line["event"]["name"], "a\u{9b}b");
+    }
+
+    #[test]
+    fn colour_only_where_it_is_wanted() {
+        assert!(wants_colour(true, false, false));
+        assert!(!wants_colour(false, false, false));
+        assert!(!wants_colour(true, true, false));
+        assert!(!wants_colour(true, false, true));
+        let event = stored("events.process.stop", Value::Null);
+        let shown = show(&event, Format::Columns { colour: true, zone: TimeZone::UTC });
+        assert!(shown.contains("\u{1b}[31mstop"), "{shown:?}");
+    }
+}
