@@ -5,4 +5,5 @@
 //! can be embedded on their own.
 
 pub mod event_bus_connector;
+pub mod source;
 pub mod wal;

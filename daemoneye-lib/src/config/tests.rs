@@ -157,7 +157,7 @@ fn a_parsed_option_says_what_it_takes() {
     let load = |text| {
         let mut loader = Loader::new("P");
         loader.file("f", text);
-        let even = |text: &str| text.parse().ok().filter(|number: &u32| number % 2 == 0);
+        let even = |text: &str| text.parse().ok().filter(|number: &u32| number.is_multiple_of(2));
         let value = loader.parsed("a.b", "4", "an even number", even, "");
         loader.finish().map(|_| value)
     };

@@ -1,0 +1,321 @@
+//! The process table in memory: turns what a source observes into events.
+//!
+//! Pure: no clock, no I/O. A process is known by its pid; the same pid with another start time, or
+//! there again after it ended, is another process. What one run leaves behind, as an image of the
+//! table and the events logged after it, the next takes up, and then reports what happened in
+//! between: ends as inferred, beginnings as starts.
+
+mod change;
+mod image;
+
+use std::collections::{HashMap, HashSet};
+
+use daemoneye_lib::models::event::Event;
+use daemoneye_lib::models::process::{
+    Exit, KeyPrecision, ProcessEvent, ProcessEventKind, ProcessKey, SourceName,
+};
+use uuid::Uuid;
+
+use crate::source::{Facts, Observation, ObservedProcess, ProcessTable};
+pub use image::{ImageError, TableImage};
+
+/// Start times in keys are kept in units of this many nanoseconds.
+const CENTI_NS: u64 = 10_000_000;
+
+/// A life that ended can be taken for a later one of the same pid only if both began this close
+/// together, in 10 ms units: two seconds, for sources that know only seconds.
+const NEAR_CENTIS: u64 = 200;
+
+/// Ended lives kept before those that cannot be mistaken any more are looked for.
+const ENDED_MIN: usize = 4096;
+
+/// The process table.
+#[derive(Debug)]
+pub struct Tracker {
+    source: SourceName,
+    processes: HashMap<u32, Entry>,
+    ended: EndedLives,
+    past: Past,
+}
+
+/// What is known of the time before the next observation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Past {
+    /// Nothing: processes that are there were there before.
+    Unknown,
+    /// What an earlier run left, and the moment up to which it saw.
+    EarlierRun { boot_id: Uuid, uptime_ns: u64 },
+    /// This run has looked, the last time at this moment.
+    ThisRun { boot_id: Uuid, uptime_ns: u64 },
+}
+
+/// A process and what was last told of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Entry {
+    /// Always a start event, with the newest facts: stops and changes are told from it.
+    start: ProcessEvent,
+    /// Its stop has been told, or was never ours to tell; the system still lists it.
+    is_over: bool,
+}
+
+/// The keys of lives that ended a moment ago, by pid.
+#[derive(Debug, Default)]
+struct EndedLives {
+    keys: HashMap<u32, ProcessKey>,
+    prune_at: usize,
+}
+
+/// The moment and the means of an observation.
+#[derive(Clone, Copy)]
+struct Look {
+    boot_id: Uuid,
+    precision: KeyPrecision,
+    source: SourceName,
+    time_ns: i64,
+    uptime_ns: u64,
+    /// It is the first of this run: what it shows happened at some time since the last run.
+    is_inferred: bool,
+}
+
+impl Tracker {
+    /// A table that knows nothing: the first observation gives starts marked `existing`.
+    #[must_use]
+    pub fn new(source: SourceName) -> Self {
+        Self {
+            source,
+            processes: HashMap::new(),
+            ended: EndedLives::default(),
+            past: Past::Unknown,
+        }
+    }
+
+    /// A table as an earlier run left it.
+    #[must_use]
+    pub fn restore(source: SourceName, image: &TableImage) -> Self {
+        let mut tracker = Self::new(source);
+        if let Some((boot_id, uptime_ns)) = image.seen_until {
+            tracker.past = Past::EarlierRun { boot_id, uptime_ns };
+        }
+        for start in &image.starts {
+            tracker.insert(start.clone());
+        }
+        for key in &image.ended {
+            tracker.ended.remember(*key);
+        }
+        tracker
+    }
+
+    /// The table for a later run. The lives that are over are not in it.
+    #[must_use]
+    pub fn encode(&self) -> TableImage {
+        let seen_until = match self.past {
+            Past::Unknown => None,
+            Past::EarlierRun { boot_id, uptime_ns } | Past::ThisRun { boot_id, uptime_ns } => {
+                Some((boot_id, uptime_ns))
+            }
+        };
+        let live = self.processes.values().filter(|entry| !entry.is_over);
+        TableImage {
+            seen_until,
+            starts: live.map(|entry| entry.start.clone()).collect(),
+            ended: self.ended.keys.values().copied().collect(),
+        }
+    }
+
+    /// Takes up an event that an earlier run had logged. Call it in the log's order.
+    pub fn apply_logged(&mut self, event: &Event) {
+        let Event::Process(event) = event else { return };
+        if let Some(seen_ns) = event.monotonic_ns {
+            let boot_id = event.key.boot_id;
+            let before = match self.past {
+                Past::EarlierRun { boot_id: same, uptime_ns } if same == boot_id => uptime_ns,
+                _ => 0,
+            };
+            // A stop inferred after a reboot carries the key of the boot before, and so says
+            // nothing about when that one was last seen.
+            if !event.inferred {
+                self.past = Past::EarlierRun { boot_id, uptime_ns: before.max(seen_ns) };
+            }
+        }
+        match &event.kind {
+            ProcessEventKind::Start { .. } => self.insert((**event).clone()),
+            ProcessEventKind::Modify { .. } => {
+                let mut start = (**event).clone();
+                start.kind = ProcessEventKind::Start { existing: false };
+                self.insert(start);
+            }
+            ProcessEventKind::Stop(_) => {
+                let pid = event.pid();
+                if self.processes.get(&pid).is_some_and(|entry| entry.start.key == event.key) {
+                    self.processes.remove(&pid);
+                }
+                self.ended.remember(event.key);
+            }
+        }
+    }
+
+    /// How many processes are alive, as far as is known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.processes.values().filter(|entry| !entry.is_over).count()
+    }
+
+    /// Whether none is known to be alive.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The newest that is known of the process with this pid, as a start event.
+    #[must_use]
+    pub fn get(&self, pid: u32) -> Option<&ProcessEvent> {
+        self.processes.get(&pid).map(|entry| &entry.start)
+    }
+
+    /// What an observation means. Processes that are gone come first, so that the next life of a
+    /// pid follows the one before; then starts, the oldest first, so that parents come before
+    /// their children; then changes; then the ends of processes that are still listed.
+    pub fn observe(&mut self, observation: Observation) -> Vec<Event> {
+        match observation {
+            Observation::Snapshot(table) => self.compare(table),
+            Observation::Failed(_) => Vec::new(),
+        }
+    }
+
+    fn compare(&mut self, table: ProcessTable) -> Vec<Event> {
+        let past = self.past;
+        let look = Look {
+            boot_id: table.boot_id,
+            precision: table.precision,
+            source: self.source,
+            time_ns: table.time_ns,
+            uptime_ns: table.uptime_ns,
+            is_inferred: matches!(past, Past::EarlierRun { .. }),
+        };
+        let mut observed = table.processes;
+        observed.sort_unstable_by_key(|process| (process.start_centis, process.pid));
+
+        let mut events = self.stop_missing(&observed, look);
+        let (mut began, mut changes, mut stops) = (Vec::new(), Vec::new(), Vec::new());
+        for ObservedProcess { pid, start_centis, facts, ended } in observed {
+            if !self.processes.contains_key(&pid) {
+                let existing = was_there(past, start_centis, look);
+                let is_over = existing && ended.is_some();
+                let start = self.start(pid, start_centis, facts.as_deref(), existing, look);
+                self.processes.insert(pid, Entry { start, is_over });
+                if !is_over {
+                    began.push(pid);
+                }
+            } else if let (Some(facts), None) = (&facts, ended)
+                && let Some(entry) = self.processes.get_mut(&pid)
+            {
+                changes.extend(entry.change(facts, look));
+            }
+            if let (Some(exit), Some(entry)) = (ended, self.processes.get_mut(&pid))
+                && !entry.is_over
+            {
+                entry.is_over = true;
+                stops.push(entry.stop(exit, look));
+            }
+        }
+        // Only now are all parents in the table, whatever the order of pids.
+        for pid in began {
+            let parent_key = self.parent_key(pid);
+            if let Some(entry) = self.processes.get_mut(&pid) {
+                entry.start.parent_key = parent_key;
+                events.push(entry.start.clone().into());
+            }
+        }
+        for stop in &mut stops {
+            if let Event::Process(stop) = stop {
+                stop.parent_key = self.processes.get(&stop.pid()).and_then(|e| e.start.parent_key);
+                self.ended.remember(stop.key);
+            }
+        }
+        events.append(&mut changes);
+        events.append(&mut stops);
+        self.past = Past::ThisRun { boot_id: look.boot_id, uptime_ns: look.uptime_ns };
+        self.ended.forget_before(look.uptime_ns / CENTI_NS);
+        events
+    }
+
+    /// Takes out what is not there any more, and tells those ends that were not told.
+    fn stop_missing(&mut self, observed: &[ObservedProcess], look: Look) -> Vec<Event> {
+        let there: HashSet<(u32, u64)> =
+            observed.iter().map(|process| (process.pid, process.start_centis)).collect();
+        let is_gone = |_: &u32, entry: &mut Entry| {
+            let key = &entry.start.key;
+            key.boot_id != look.boot_id || !there.contains(&(key.pid, key.start_centis))
+        };
+        let mut gone: Vec<Entry> =
+            self.processes.extract_if(is_gone).map(|(_, entry)| entry).collect();
+        gone.sort_unstable_by_key(|entry| entry.start.key);
+        let mut events = Vec::new();
+        for entry in gone {
+            self.ended.remember(entry.start.key);
+            if !entry.is_over {
+                events.push(entry.stop(Exit::default(), look));
+            }
+        }
+        events
+    }
+
+    fn start(
+        &self,
+        pid: u32,
+        start_centis: u64,
+        facts: Option<&Facts>,
+        existing: bool,
+        look: Look,
+    ) -> ProcessEvent {
+        let mut key = ProcessKey { boot_id: look.boot_id, pid, start_centis, generation: 0 };
+        if let Some(before) = self.ended.keys.get(&pid)
+            && (before.boot_id, before.start_centis) == (key.boot_id, start_centis)
+        {
+            key.generation = before.generation.saturating_add(1);
+        }
+        change::start_event(key, facts, existing, look)
+    }
+
+    /// The key of the parent, if what has the parent's pid now was there before the child.
+    fn parent_key(&self, pid: u32) -> Option<ProcessKey> {
+        let child = &self.processes.get(&pid)?.start;
+        let parent = self.processes.get(&child.ppid?)?.start.key;
+        (parent.start_centis <= child.key.start_centis && parent.pid != pid).then_some(parent)
+    }
+
+    fn insert(&mut self, start: ProcessEvent) {
+        self.processes.insert(start.pid(), Entry { start, is_over: false });
+    }
+}
+
+/// Whether a process that is not in the table was there when this run, or the one before it,
+/// looked: it is not news then.
+fn was_there(past: Past, start_centis: u64, look: Look) -> bool {
+    match past {
+        Past::Unknown => true,
+        Past::EarlierRun { boot_id, uptime_ns } => {
+            boot_id == look.boot_id && start_centis < uptime_ns / CENTI_NS
+        }
+        Past::ThisRun { .. } => false,
+    }
+}
+
+impl EndedLives {
+    fn remember(&mut self, key: ProcessKey) {
+        self.keys.insert(key.pid, key);
+        if self.keys.len() > self.prune_at.max(ENDED_MIN) {
+            let newest = self.keys.values().map(|key| key.start_centis).max().unwrap_or(0);
+            self.forget_before(newest);
+            self.prune_at = self.keys.len() * 2;
+        }
+    }
+
+    /// Forgets lives that cannot be mistaken for one that begins now.
+    fn forget_before(&mut self, now_centis: u64) {
+        self.keys.retain(|_, key| key.start_centis.saturating_add(NEAR_CENTIS) >= now_centis);
+    }
+}
+
+#[cfg(test)]
+mod tests;

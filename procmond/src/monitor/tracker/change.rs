@@ -1,0 +1,105 @@
+//! From facts to events.
+
+use daemoneye_lib::models::event::Event;
+use daemoneye_lib::models::process::{
+    Completeness, Exit, FieldChange, ProcessEvent, ProcessEventKind, ProcessKey,
+};
+
+use super::{CENTI_NS, Entry, Look};
+use crate::source::Facts;
+
+/// The start of a process. Its parent is for the table to find.
+pub(super) fn start_event(
+    key: ProcessKey,
+    facts: Option<&Facts>,
+    existing: bool,
+    look: Look,
+) -> ProcessEvent {
+    let age_ns = look.uptime_ns.saturating_sub(key.start_centis.saturating_mul(CENTI_NS));
+    let age_ns = i64::try_from(age_ns).unwrap_or(i64::MAX);
+    let unknown = Facts::unknown(Completeness::EnrichedLate);
+    let facts = facts.unwrap_or(&unknown).clone();
+    ProcessEvent {
+        kind: ProcessEventKind::Start { existing },
+        key,
+        key_precision: look.precision,
+        ppid: facts.ppid,
+        parent_key: None,
+        name: facts.name,
+        exe: facts.exe,
+        exe_deleted: facts.exe_deleted,
+        argv: facts.argv,
+        cwd: facts.cwd,
+        uid: facts.uid,
+        euid: facts.euid,
+        gid: facts.gid,
+        egid: facts.egid,
+        login_uid: facts.login_uid,
+        session: facts.session,
+        cgroup: facts.cgroup,
+        container_id: facts.container_id,
+        namespaces: facts.namespaces,
+        start_time_ns: Some(look.time_ns.saturating_sub(age_ns)),
+        time_ns: look.time_ns,
+        monotonic_ns: Some(look.uptime_ns),
+        source: look.source,
+        completeness: facts.completeness,
+        inferred: false,
+    }
+}
+
+impl Entry {
+    /// The end of this process.
+    pub(super) fn stop(&self, mut exit: Exit, look: Look) -> Event {
+        let started_ns = self.start.key.start_centis.saturating_mul(CENTI_NS);
+        // When one ended that ended while nobody looked is not known.
+        exit.run_time_ns = exit
+            .run_time_ns
+            .or_else(|| (!look.is_inferred).then(|| look.uptime_ns.saturating_sub(started_ns)));
+        self.event(ProcessEventKind::Stop(exit), look)
+    }
+
+    /// Takes up new facts and tells what changed, if anything did.
+    pub(super) fn change(&mut self, facts: &Facts, look: Look) -> Option<Event> {
+        let mut changes = Vec::new();
+        let known = &mut self.start;
+        macro_rules! take {
+            ($field:ident, $change:ident) => {
+                // What cannot be read now is not known to have changed.
+                if facts.$field.is_some() && known.$field != facts.$field {
+                    changes.push(FieldChange::$change(known.$field.take()));
+                }
+                known.$field.clone_from(&facts.$field);
+            };
+        }
+        take!(name, Name);
+        take!(exe, Exe);
+        take!(argv, Argv);
+        take!(uid, Uid);
+        take!(euid, Euid);
+        take!(gid, Gid);
+        take!(egid, Egid);
+        take!(login_uid, LoginUid);
+        take!(session, Session);
+        take!(cgroup, Cgroup);
+        known.exe_deleted = facts.exe_deleted;
+        known.cwd.clone_from(&facts.cwd);
+        known.container_id.clone_from(&facts.container_id);
+        known.namespaces = facts.namespaces;
+        known.completeness = facts.completeness;
+        // The parent stays the one that it was seen with first: a new one only adopted it.
+        (!changes.is_empty()).then(|| self.event(ProcessEventKind::Modify { changes }, look))
+    }
+
+    fn event(&self, kind: ProcessEventKind, look: Look) -> Event {
+        ProcessEvent {
+            kind,
+            time_ns: look.time_ns,
+            monotonic_ns: Some(look.uptime_ns),
+            source: look.source,
+            inferred: look.is_inferred,
+            ..self.start.clone()
+        }
+        .into()
+    }
+}

@@ -1,0 +1,140 @@
+//! Looking at the process table again and again.
+
+use std::sync::mpsc as blocking;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use daemoneye_lib::models::process::SourceName;
+use tokio::sync::mpsc;
+
+use super::{Observation, ProcessTable, SourceError};
+
+/// Something whose processes can be listed.
+pub(super) trait Scan: Send + 'static {
+    /// Lists them all; facts of those that are new or have changed since the last time.
+    fn scan(&mut self) -> Result<ProcessTable, SourceError>;
+}
+
+/// A running source. Dropping it stops the source as well.
+#[derive(Debug)]
+pub struct SourceHandle {
+    control: blocking::Sender<Control>,
+}
+
+#[derive(Debug)]
+enum Control {
+    SetInterval(Duration),
+    Stop,
+}
+
+impl SourceHandle {
+    /// Changes the time between two looks, counted from when the last one began.
+    pub fn set_interval(&self, interval: Duration) {
+        // A source that has ended says so by closing its channel of observations.
+        let _ = self.control.send(Control::SetInterval(interval));
+    }
+
+    /// Ends the source after what it is doing. Its channel closes when all it has seen is taken.
+    pub fn stop(self) {
+        let _ = self.control.send(Control::Stop);
+    }
+}
+
+/// Begins to look.
+pub(super) fn start(
+    mut scanner: impl Scan,
+    mut interval: Duration,
+    observations: mpsc::Sender<Observation>,
+) -> Result<SourceHandle, SourceError> {
+    let (control, orders) = blocking::channel();
+    let look_for_ever = move || loop {
+        let began = Instant::now();
+        let observation = match scanner.scan() {
+            Ok(table) => Observation::Snapshot(table),
+            Err(error) => Observation::Failed(error),
+        };
+        let took = began.elapsed();
+        if observations.blocking_send(observation).is_err() {
+            return;
+        }
+        // A table so large that a look takes longer than the interval must not eat a whole
+        // processor: at least half of the time is left to others.
+        let next = |interval: Duration| began + interval.max(took * 2);
+        loop {
+            let wait = next(interval).saturating_duration_since(Instant::now());
+            match orders.recv_timeout(wait) {
+                Ok(Control::SetInterval(new)) => interval = new,
+                Ok(Control::Stop) | Err(blocking::RecvTimeoutError::Disconnected) => return,
+                Err(blocking::RecvTimeoutError::Timeout) => break,
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("procmond-poll".to_owned())
+        .spawn(look_for_ever)
+        .map_err(|source| SourceError::NoThread { name: SourceName::Poll, source })?;
+    Ok(SourceHandle { control })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use daemoneye_lib::models::process::KeyPrecision;
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// Counts its looks in the time of the table; every third fails.
+    struct Counting(i64);
+
+    impl Scan for Counting {
+        fn scan(&mut self) -> Result<ProcessTable, SourceError> {
+            self.0 += 1;
+            if self.0 % 3 == 0 {
+                return Err(SourceError::Unreadable {
+                    path: "/proc".into(),
+                    source: io::Error::other("too many open files"),
+                    advice: "",
+                });
+            }
+            Ok(ProcessTable {
+                boot_id: Uuid::nil(),
+                precision: KeyPrecision::Tick,
+                time_ns: self.0,
+                uptime_ns: 0,
+                processes: Vec::new(),
+            })
+        }
+    }
+
+    fn look(observation: Option<Observation>) -> i64 {
+        match observation {
+            Some(Observation::Snapshot(table)) => table.time_ns,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn looks_again_after_the_interval_and_after_a_failure() {
+        let (sender, mut observations) = mpsc::channel(1);
+        let handle = start(Counting(0), Duration::from_millis(1), sender).unwrap();
+        assert_eq!(look(observations.blocking_recv()), 1);
+        assert_eq!(look(observations.blocking_recv()), 2);
+        assert!(matches!(observations.blocking_recv(), Some(Observation::Failed(_))));
+        assert_eq!(look(observations.blocking_recv()), 4);
+        handle.stop();
+        while observations.blocking_recv().is_some() {}
+    }
+
+    #[test]
+    fn a_new_interval_counts_at_once_and_dropping_the_handle_ends_it() {
+        let (sender, mut observations) = mpsc::channel(1);
+        let handle = start(Counting(0), Duration::from_secs(3600), sender).unwrap();
+        assert_eq!(look(observations.blocking_recv()), 1);
+        handle.set_interval(Duration::from_millis(1));
+        assert_eq!(look(observations.blocking_recv()), 2);
+        drop(handle);
+        while observations.blocking_recv().is_some() {}
+    }
+}

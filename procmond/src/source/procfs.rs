@@ -1,0 +1,237 @@
+//! The process table of Linux, read from `/proc`.
+//!
+//! `sysinfo` would do for a list of processes, but not for telling what became of them: it knows
+//! start times to the second only, keeps the name a process had when it was first seen, and drops
+//! empty arguments and the mark of a deleted executable. Reading `stat` and `status` directly also
+//! takes less time than it does.
+//!
+//! Every process costs these two reads at each look; the rest is read once, and again when the
+//! name, the memory layout (`exec` makes a new one), the users or the groups have changed. Between
+//! two reads a pid may pass to another process: the start time is read again after the last one,
+//! and if it differs nothing of what was read in between is believed.
+
+mod details;
+mod stat;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision};
+use daemoneye_lib::stream::wall_clock_ns;
+use uuid::Uuid;
+
+use super::poll::Scan;
+use super::{Facts, ObservedProcess, ProcessTable, SourceError};
+use stat::{Ids, Stat};
+
+/// The process table below one mount of `/proc`.
+pub(super) struct Procfs {
+    root: PathBuf,
+    boot_id: Uuid,
+    known: HashMap<u32, Known>,
+    /// The number of the look, to find out who is gone.
+    round: u64,
+    buffer: Vec<u8>,
+}
+
+/// What a process looked like when its facts were last told.
+struct Known {
+    start_ticks: u64,
+    marks: Marks,
+    round: u64,
+}
+
+/// What changes when facts have changed.
+#[derive(PartialEq, Eq)]
+struct Marks {
+    name: Vec<u8>,
+    layout: [u64; 3],
+    session: u32,
+    ids: Option<Ids>,
+}
+
+impl Procfs {
+    pub(super) fn open(root: PathBuf) -> Result<Self, SourceError> {
+        let path = root.join("sys/kernel/random/boot_id");
+        let text = fs::read_to_string(&path).map_err(|source| unreadable(&path, source))?;
+        let boot_id = text
+            .trim()
+            .parse()
+            .map_err(|_| SourceError::NotAProcessTable { path: path.clone() })?;
+        Ok(Self { root, boot_id, known: HashMap::new(), round: 0, buffer: Vec::new() })
+    }
+
+    fn uptime_ns(&self) -> Result<u64, SourceError> {
+        let path = self.root.join("uptime");
+        let text = fs::read_to_string(&path).map_err(|source| unreadable(&path, source))?;
+        stat::uptime_ns(&text).ok_or(SourceError::NotAProcessTable { path })
+    }
+
+    /// One process; `None` if it is gone, or gone but for its entry and told before.
+    fn look_at(&mut self, pid: u32) -> Result<Option<ObservedProcess>, SourceError> {
+        let dir = self.root.join(pid.to_string());
+        let stat = match self.stat(&dir) {
+            Ok(Some(stat)) => stat,
+            Ok(None) => return Ok(None),
+            Err(SourceError::Unreadable { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                return Ok(self.hidden(pid));
+            }
+            Err(error) => return Err(error),
+        };
+        let ids = self.ids(&dir)?;
+        let marks =
+            Marks { name: stat.name.clone(), layout: stat.layout, session: stat.session, ids };
+        let mut observed = ObservedProcess {
+            pid,
+            start_centis: stat.start_ticks,
+            facts: None,
+            ended: stat.has_ended.then(|| exit(&stat)),
+        };
+        let round = self.round;
+        if let Some(known) = self.known.get_mut(&pid)
+            && known.start_ticks == stat.start_ticks
+        {
+            known.round = round;
+            // Of one that has ended, nothing can be read any more that was not known better.
+            if known.marks == marks || stat.has_ended {
+                return Ok(Some(observed));
+            }
+        }
+        let mut facts = details::read(&dir, &stat, ids, &mut self.buffer)
+            .map_err(|(path, source)| unreadable(&path, source))?;
+        let after = self.stat(&dir)?;
+        if after.is_none_or(|after| after.start_ticks != stat.start_ticks) {
+            // It ended meanwhile, and what was read may be another's with the same pid.
+            facts = first_sight(&stat, ids);
+            observed.ended = Some(Exit::default());
+        }
+        observed.facts = Some(Box::new(facts));
+        self.known.insert(pid, Known { start_ticks: stat.start_ticks, marks, round });
+        Ok(Some(observed))
+    }
+
+    /// One that is listed and may not be looked at (`hidepid`): what is known of it stays.
+    fn hidden(&mut self, pid: u32) -> Option<ObservedProcess> {
+        let known = self.known.get_mut(&pid)?;
+        known.round = self.round;
+        let start_centis = known.start_ticks;
+        Some(ObservedProcess { pid, start_centis, facts: None, ended: None })
+    }
+
+    fn stat(&mut self, dir: &Path) -> Result<Option<Stat>, SourceError> {
+        let path = dir.join("stat");
+        if !read(&path, &mut self.buffer)? {
+            return Ok(None);
+        }
+        // Gone between opening and reading leaves nothing.
+        if self.buffer.is_empty() {
+            return Ok(None);
+        }
+        stat::parse(&self.buffer).map(Some).ok_or(SourceError::NotAProcessTable { path })
+    }
+
+    fn ids(&mut self, dir: &Path) -> Result<Option<Ids>, SourceError> {
+        let path = dir.join("status");
+        Ok(if read(&path, &mut self.buffer)? { stat::parse_ids(&self.buffer) } else { None })
+    }
+}
+
+impl Scan for Procfs {
+    fn scan(&mut self) -> Result<ProcessTable, SourceError> {
+        self.round += 1;
+        let time_ns = wall_clock_ns();
+        let uptime_ns = self.uptime_ns()?;
+        let mut processes = Vec::with_capacity(self.known.len() + 16);
+        let entries = fs::read_dir(&self.root).map_err(|source| unreadable(&self.root, source))?;
+        for entry in entries {
+            let entry = entry.map_err(|source| unreadable(&self.root, source))?;
+            let pid = std::str::from_utf8(entry.file_name().as_bytes())
+                .ok()
+                .and_then(|name| name.parse().ok());
+            if let Some(pid) = pid
+                && let Some(process) = self.look_at(pid)?
+            {
+                processes.push(process);
+            }
+        }
+        let round = self.round;
+        self.known.retain(|_, known| known.round == round);
+        Ok(ProcessTable {
+            boot_id: self.boot_id,
+            precision: KeyPrecision::Tick,
+            time_ns,
+            uptime_ns,
+            processes,
+        })
+    }
+}
+
+/// What the list itself says, for a process that was gone before more could be read.
+fn first_sight(stat: &Stat, ids: Option<Ids>) -> Facts {
+    let mut facts = Facts::unknown(Completeness::EnrichedLate);
+    facts.ppid = Some(stat.ppid);
+    facts.name = Some(daemoneye_lib::models::ByteString::new(stat.name.clone()));
+    facts.session = Some(stat.session);
+    if let Some(ids) = ids {
+        facts.uid = Some(ids.uid);
+        facts.euid = Some(ids.euid);
+        facts.gid = Some(ids.gid);
+        facts.egid = Some(ids.egid);
+    }
+    facts
+}
+
+/// How it ended, as its last entry tells: its status only to those who may trace it.
+fn exit(stat: &Stat) -> Exit {
+    let status = stat.wait_status;
+    let signal = status.map(|status| status & 0x7f).filter(|signal| *signal != 0);
+    Exit {
+        exit_code: status.filter(|_| signal.is_none()).map(|status| (status >> 8) & 0xff),
+        signal,
+        core_dumped: signal.and(status).map(|status| status & 0x80 != 0),
+        cpu_time_ns: Some(stat.cpu_ticks.saturating_mul(stat::TICK_NS)),
+        ..Exit::default()
+    }
+}
+
+/// Reads a file as it is now. False: the process it belongs to is gone.
+///
+/// A failure that says nothing about the process, such as too many open files, is an error: taken
+/// for an end it would make up stops.
+fn read(path: &Path, buffer: &mut Vec<u8>) -> Result<bool, SourceError> {
+    buffer.clear();
+    let result = File::open(path).and_then(|mut file| file.read_to_end(buffer));
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(source) => Err(unreadable(path, source)),
+    }
+}
+
+/// Whether an error says that the process is not there any more.
+fn is_gone(error: &io::Error) -> bool {
+    // ESRCH, which std has no kind for.
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3)
+}
+
+/// Whether an error is about us and not about what was read: ENOMEM, ENFILE, EMFILE.
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(12 | 23 | 24))
+}
+
+fn unreadable(path: &Path, source: io::Error) -> SourceError {
+    let advice = if is_exhaustion(&source) {
+        "raise the limits of open files and memory"
+    } else {
+        "is /proc mounted, and may this user read it?"
+    };
+    SourceError::Unreadable { path: path.to_owned(), source, advice }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use daemoneye_lib::models::process::SourceName;
+
+use super::*;
+
+/// Ends and reaps the process also when an assertion fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn procfs() -> Procfs {
+    Procfs::open("/proc".into()).unwrap()
+}
+
+fn find(table: &ProcessTable, pid: u32) -> Option<&ObservedProcess> {
+    table.processes.iter().find(|process| process.pid == pid)
+}
+
+/// Looks until a condition holds for a process; the deadline is for a broken test only.
+fn look_until(
+    procfs: &mut Procfs,
+    pid: u32,
+    mut holds: impl FnMut(Option<&ObservedProcess>) -> bool,
+) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while std::time::Instant::now() < deadline {
+        if holds(find(&procfs.scan().unwrap(), pid)) {
+            return;
+        }
+        std::thread::yield_now();
+    }
+    panic!("process {pid} was not seen so");
+}
+
+#[test]
+fn a_real_process_is_seen_whole_and_once() {
+    let mut procfs = procfs();
+    let child = Running(
+        Command::new("/bin/sleep").arg0("sle\u{301}ep").args(["300", "0"]).spawn().unwrap(),
+    );
+    let pid = child.0.id();
+    // Until its exec is done the child looks like this test.
+    let mut first = None;
+    look_until(&mut procfs, pid, |process| {
+        first = process.and_then(|process| process.facts.clone()).or(first.take());
+        first.as_ref().is_some_and(|facts| facts.name == Some("sleep".into()))
+    });
+    let facts = first.unwrap();
+    let args: Vec<&[u8]> = facts.argv.as_ref().unwrap().iter().collect();
+    assert_eq!(args, ["sle\u{301}ep".as_bytes(), b"300", b"0"]);
+    assert_eq!(facts.ppid, Some(std::process::id()));
+    assert!(facts.exe.unwrap().as_bytes().ends_with(b"/sleep") || cfg!(target_env = "musl"));
+    assert_eq!(facts.exe_deleted, Some(false));
+    let cwd = std::env::current_dir().unwrap();
+    assert_eq!(facts.cwd.unwrap().as_bytes(), cwd.as_os_str().as_bytes());
+    let uid = rustix::process::getuid().as_raw();
+    assert_eq!((facts.uid, facts.euid), (Some(uid), Some(uid)));
+    assert_eq!(facts.completeness, Completeness::Complete);
+    assert!(facts.namespaces.unwrap().pid.is_some());
+
+    // Nothing changed: nothing is told again.
+    let again = procfs.scan().unwrap();
+    assert_eq!(find(&again, pid).unwrap().facts, None);
+    let started = find(&again, pid).unwrap().start_centis;
+    assert!(started * stat::TICK_NS <= again.uptime_ns);
+
+    drop(child);
+    assert_eq!(find(&procfs.scan().unwrap(), pid), None);
+}
+
+#[test]
+fn an_exec_in_the_same_process_is_told_again() {
+    let mut procfs = procfs();
+    // The same program again, so that not even its name changes: only its arguments do.
+    let script = "read x; exec /bin/sh -c 'read x; read x' second";
+    let mut child = Running(
+        Command::new("/bin/sh")
+            .args(["-c", script, "first"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let pid = child.0.id();
+    let has_arg = |process: Option<&ObservedProcess>, wanted: &str| {
+        process
+            .and_then(|process| process.facts.as_ref()?.argv.clone())
+            .is_some_and(|argv| argv.iter().last() == Some(wanted.as_bytes()))
+    };
+    look_until(&mut procfs, pid, |process| has_arg(process, "first"));
+    std::io::Write::write_all(child.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
+    look_until(&mut procfs, pid, |process| has_arg(process, "second"));
+}
+
+#[test]
+fn a_process_that_ended_and_is_not_reaped_has_ended() {
+    let mut procfs = procfs();
+    let mut child = Running(Command::new("/bin/sh").args(["-c", "exit 7"]).spawn().unwrap());
+    let pid = child.0.id();
+    let mut seen = None;
+    look_until(&mut procfs, pid, |process| {
+        seen = process.and_then(|process| process.ended);
+        seen.is_some()
+    });
+    let exit = seen.unwrap();
+    assert_eq!((exit.exit_code, exit.signal), (Some(7), None));
+    assert!(exit.cpu_time_ns.is_some());
+    // It stays so until it is reaped, and then it is gone.
+    assert!(find(&procfs.scan().unwrap(), pid).unwrap().ended.is_some());
+    child.0.wait().unwrap();
+    assert_eq!(find(&procfs.scan().unwrap(), pid), None);
+}
+
+#[test]
+fn threads_are_not_processes() {
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let (told, tid) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        told.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+        let _ = receiver.recv();
+    });
+    let tid = u32::try_from(tid.recv().unwrap()).unwrap();
+    let table = procfs().scan().unwrap();
+    assert!(find(&table, std::process::id()).is_some());
+    assert!(Path::new(&format!("/proc/{tid}/stat")).exists());
+    assert_eq!(find(&table, tid), None);
+    drop(sender);
+    thread.join().unwrap();
+}
+
+/// A tree that looks like `/proc`, for what a real one shows too seldom.
+fn fake(stat: &str) -> (tempfile::TempDir, Procfs) {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    fs::create_dir_all(root.join("sys/kernel/random")).unwrap();
+    fs::create_dir_all(root.join("7")).unwrap();
+    let write = |name: &str, text: &[u8]| fs::write(root.join(name), text).unwrap();
+    write("sys/kernel/random/boot_id", b"3f2a9c1e-0102-4304-8506-0708090a0b0c\n");
+    write("uptime", b"2000.00 1.00\n");
+    write("7/stat", stat.as_bytes());
+    write("7/status", b"Uid:\t1\t1\t1\t1\nGid:\t1\t1\t1\t1\n");
+    write("7/cmdline", b"a\0\0\xff\0--password=x\0");
+    std::os::unix::fs::symlink("/bin/x (deleted)", root.join("7/exe")).unwrap();
+    std::os::unix::fs::symlink("/", root.join("7/cwd")).unwrap();
+    let procfs = Procfs::open(root.to_owned()).unwrap();
+    (dir, procfs)
+}
+
+const STAT: &str = "7 (x) S 1 7 7 0 -1 4194304 1 0 0 0 7 3 0 0 20 0 1 0 123456 1 1 1 94 95 140";
+
+#[test]
+fn strange_arguments_and_deleted_programs_are_kept_as_they_are() {
+    let (_dir, mut procfs) = fake(STAT);
+    let table = procfs.scan().unwrap();
+    let facts = table.processes[0].facts.clone().unwrap();
+    let args: Vec<Vec<u8>> = facts.argv.unwrap().iter().map(<[u8]>::to_vec).collect();
+    assert_eq!(args, [&b"a"[..], b"", b"\xff", b"--password=[REDACTED]"]);
+    assert_eq!((facts.exe.unwrap().as_bytes(), facts.exe_deleted), (&b"/bin/x"[..], Some(true)));
+    assert_eq!(table.uptime_ns, 2_000_000_000_000);
+    assert_eq!(table.boot_id.as_fields().0, 0x3f2a_9c1e);
+}
+
+#[test]
+fn the_next_life_of_a_pid_is_another_process() {
+    let (dir, mut procfs) = fake(STAT);
+    procfs.scan().unwrap();
+    fs::write(dir.path().join("7/stat"), STAT.replace("123456", "123457")).unwrap();
+    let table = procfs.scan().unwrap();
+    assert_eq!(table.processes[0].start_centis, 123_457);
+    assert!(table.processes[0].facts.is_some(), "its facts are not those of the one before");
+}
+
+#[test]
+fn a_change_of_user_is_told() {
+    let (dir, mut procfs) = fake(STAT);
+    procfs.scan().unwrap();
+    assert_eq!(procfs.scan().unwrap().processes[0].facts, None);
+    fs::write(dir.path().join("7/status"), "Uid:\t1\t0\t0\t0\nGid:\t1\t1\t1\t1\n").unwrap();
+    let facts = procfs.scan().unwrap().processes[0].facts.clone().unwrap();
+    assert_eq!((facts.uid, facts.euid), (Some(1), Some(0)));
+}
+
+#[test]
+fn a_failure_that_is_not_an_end_fails_the_look() {
+    let (dir, mut procfs) = fake(STAT);
+    fs::remove_file(dir.path().join("7/stat")).unwrap();
+    fs::create_dir(dir.path().join("7/stat")).unwrap();
+    let error = procfs.scan().unwrap_err();
+    assert!(matches!(error, SourceError::Unreadable { .. }), "{error}");
+    assert!(Procfs::open(dir.path().join("nowhere")).is_err());
+    assert_eq!(crate::source::SourceChoice::Auto.name(), SourceName::Poll);
+}
