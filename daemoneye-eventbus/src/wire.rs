@@ -66,3 +66,6 @@ pub enum WireError {
         problem: &'static str,
     },
 }
+
+#[cfg(test)]
+mod tests;
