@@ -11,7 +11,40 @@
 //! of the window, the receiver of [`BackpressureSignal`]s is asked to slow down, and at 50 % to
 //! return to its pace.
 //!
-//! Inside, [`machine`] decides and [`driver`] carries out.
+//! Inside, `machine` decides and `driver` carries out.
+//!
+//! ```
+//! use procmond::event_bus_connector::{ConnectorOptions, EventBusConnector};
+//! use procmond::wal::{WalOptions, WriteAheadLog};
+//! use daemoneye_eventbus::{Broker, BrokerOptions, Client, ClientOptions, LiveItem, LiveOptions, Role};
+//! use std::time::Duration;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let (socket, wal_dir) = (directory.path().join("bus.sock"), directory.path().join("wal"));
+//! let broker = Broker::bind(BrokerOptions::new(&socket)).await?;
+//! let reader = Client::connect(&socket, ClientOptions::new("reader", Role::Subscriber)).await?;
+//! let mut events = reader.subscribe(&["events.#".parse()?], LiveOptions::default()).await?;
+//!
+//! let (log, _) = WriteAheadLog::open(&wal_dir, WalOptions::default())?;
+//! let options = ConnectorOptions {
+//!     socket,
+//!     client: ClientOptions::new("writer", Role::Collector),
+//!     window_bytes_max: ConnectorOptions::WINDOW_BYTES_MAX,
+//!     topic_of: |_kind| "events.example".parse().expect("a topic"),
+//! };
+//! let (connector, _backpressure) = EventBusConnector::start(log, options);
+//! let receipt = connector.publish(1, 0, "it happened".into()).await?;
+//! // It is durable now, whatever becomes of the broker; and it is on its way.
+//! let Some(LiveItem::Event(event)) = events.next().await else { panic!("an event") };
+//! assert_eq!((event.origin.sequence, &event.payload[..]), (receipt.sequence, &b"it happened"[..]));
+//!
+//! assert!(connector.shutdown(Duration::from_secs(5)).await?.delivered);
+//! # broker.shutdown(Duration::from_secs(1)).await;
+//! # Ok(())
+//! # }
+//! ```
 
 mod backoff;
 mod backpressure;
