@@ -4,6 +4,12 @@
 //! The log ([`wal::WriteAheadLog`]) and the delivery ([`event_bus_connector::EventBusConnector`])
 //! can be embedded on their own.
 
+pub mod cli;
+pub mod collector;
+pub mod config;
 pub mod event_bus_connector;
+mod logging;
+pub mod monitor;
+mod shutdown;
 pub mod source;
 pub mod wal;

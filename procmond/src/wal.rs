@@ -50,6 +50,8 @@ mod scan;
 mod segment;
 mod state;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod wait;
 mod writer;
 

@@ -26,6 +26,9 @@ use tracing::warn;
 
 use super::tracker::{ImageError, TableImage};
 
+/// The name of the file in the log's directory.
+pub const SNAPSHOT_FILE: &str = "processes.snapshot";
+
 const MAGIC: &[u8; 8] = b"DEYEPROC";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 8 + 4 + 16 + 8;
@@ -205,16 +208,16 @@ mod tests {
     #[test]
     fn is_read_back_as_it_was_written_and_is_private() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("processes");
+        let path = dir.path().join(SNAPSHOT_FILE);
         assert_eq!(Snapshot::load(&path), None);
-        fs::write(dir.path().join("processes.new"), "left by a crash").unwrap();
+        fs::write(dir.path().join("processes.snapshot.new"), "left by a crash").unwrap();
         let first = snapshot();
         first.save(&path).unwrap();
         assert_eq!(Snapshot::load(&path), Some(first));
         let second = snapshot();
         second.save(&path).unwrap();
         assert_eq!(Snapshot::load(&path), Some(second));
-        assert!(!dir.path().join("processes.new").exists());
+        assert!(!dir.path().join("processes.snapshot.new").exists());
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -225,7 +228,7 @@ mod tests {
     #[test]
     fn a_damaged_one_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("processes");
+        let path = dir.path().join(SNAPSHOT_FILE);
         let good = snapshot().encode();
         for at in 0..good.len() {
             let mut bad = good.clone();

@@ -9,6 +9,11 @@
 //! name, the memory layout (`exec` makes a new one), the users or the groups have changed. Between
 //! two reads a pid may pass to another process: the start time is read again after the last one,
 //! and if it differs nothing of what was read in between is believed.
+//!
+//! A process that is about to run a program looks like its parent for a moment: between `fork` and
+//! `exec` it has the parent's name, program and arguments. One that is found so in its first tenth
+//! of a second is looked at again before the look ends, so that it gives one start with what it
+//! is, not a start as its parent and a change.
 
 mod details;
 mod stat;
@@ -18,6 +23,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision};
 use daemoneye_lib::stream::wall_clock_ns;
@@ -27,9 +34,17 @@ use super::poll::Scan;
 use super::{Facts, ObservedProcess, ProcessTable, SourceError};
 use stat::{Ids, Stat};
 
+/// A process that still looks like its parent at this age does so on purpose, in 10 ms units.
+const FORK_CENTIS: u64 = 10;
+/// How often such processes are looked at again, and how long after each other.
+const FORK_LOOKS: u32 = 10;
+const FORK_PAUSE: Duration = Duration::from_millis(2);
+
 /// The process table below one mount of `/proc`.
 pub(super) struct Procfs {
     root: PathBuf,
+    /// Lets a moment pass; for tests to use that moment.
+    pause: Box<dyn FnMut() + Send>,
     boot_id: Uuid,
     known: HashMap<u32, Known>,
     /// The number of the look, to find out who is gone.
@@ -61,7 +76,14 @@ impl Procfs {
             .trim()
             .parse()
             .map_err(|_| SourceError::NotAProcessTable { path: path.clone() })?;
-        Ok(Self { root, boot_id, known: HashMap::new(), round: 0, buffer: Vec::new() })
+        Ok(Self {
+            root,
+            pause: Box::new(|| thread::sleep(FORK_PAUSE)),
+            boot_id,
+            known: HashMap::new(),
+            round: 0,
+            buffer: Vec::new(),
+        })
     }
 
     fn uptime_ns(&self) -> Result<u64, SourceError> {
@@ -115,6 +137,47 @@ impl Procfs {
         Ok(Some(observed))
     }
 
+    /// Looks again at new processes that still look like their parents, until they do not.
+    fn settle(
+        &mut self,
+        processes: &mut [ObservedProcess],
+        uptime_centis: u64,
+    ) -> Result<(), SourceError> {
+        let mut forks: Vec<usize> = (0..processes.len())
+            .filter(|at| {
+                let process = &processes[*at];
+                process.start_centis + FORK_CENTIS >= uptime_centis && self.is_fork(process)
+            })
+            .collect();
+        for _ in 0..FORK_LOOKS {
+            if forks.is_empty() {
+                break;
+            }
+            (self.pause)();
+            for at in &forks {
+                let before = &mut processes[*at];
+                match self.look_at(before.pid)? {
+                    Some(now) if now.start_centis == before.start_centis => {
+                        let facts = now.facts.or_else(|| before.facts.take());
+                        *before = ObservedProcess { facts, ..now };
+                    }
+                    // Another with its pid is told with the next look.
+                    _ => before.ended = Some(Exit::default()),
+                }
+            }
+            forks.retain(|at| self.is_fork(&processes[*at]));
+        }
+        Ok(())
+    }
+
+    /// Whether it is alive, told for the first time or anew, and has its parent's memory layout.
+    fn is_fork(&self, process: &ObservedProcess) -> bool {
+        let (Some(facts), None) = (&process.facts, process.ended) else { return false };
+        let layout = |pid: u32| self.known.get(&pid).map(|known| known.marks.layout);
+        let own = layout(process.pid);
+        own.is_some_and(|layout| layout[2] != 0) && own == facts.ppid.and_then(layout)
+    }
+
     /// One that is listed and may not be looked at (`hidepid`): what is known of it stays.
     fn hidden(&mut self, pid: u32) -> Option<ObservedProcess> {
         let known = self.known.get_mut(&pid)?;
@@ -159,6 +222,7 @@ impl Scan for Procfs {
                 processes.push(process);
             }
         }
+        self.settle(&mut processes, uptime_ns / stat::TICK_NS)?;
         let round = self.round;
         self.known.retain(|_, known| known.round == round);
         Ok(ProcessTable {

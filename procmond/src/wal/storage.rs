@@ -5,6 +5,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::Path;
 
+#[cfg(test)]
+pub(crate) mod faulty;
+
 /// A directory of files, and what must be asked of it to survive a power cut.
 pub(crate) trait Storage: Send + Sync + 'static {
     /// Creates the directory (0700) and its missing parents, durably.

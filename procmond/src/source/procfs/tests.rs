@@ -46,13 +46,8 @@ fn a_real_process_is_seen_whole_and_once() {
         Command::new("/bin/sleep").arg0("sle\u{301}ep").args(["300", "0"]).spawn().unwrap(),
     );
     let pid = child.0.id();
-    // Until its exec is done the child looks like this test.
-    let mut first = None;
-    look_until(&mut procfs, pid, |process| {
-        first = process.and_then(|process| process.facts.clone()).or(first.take());
-        first.as_ref().is_some_and(|facts| facts.name == Some("sleep".into()))
-    });
-    let facts = first.unwrap();
+    let table = procfs.scan().unwrap();
+    let facts = find(&table, pid).unwrap().facts.clone().unwrap();
     let args: Vec<&[u8]> = facts.argv.as_ref().unwrap().iter().collect();
     assert_eq!(args, ["sle\u{301}ep".as_bytes(), b"300", b"0"]);
     assert_eq!(facts.ppid, Some(std::process::id()));
@@ -195,4 +190,51 @@ fn a_failure_that_is_not_an_end_fails_the_look() {
     assert!(matches!(error, SourceError::Unreadable { .. }), "{error}");
     assert!(Procfs::open(dir.path().join("nowhere")).is_err());
     assert_eq!(crate::source::SourceChoice::Auto.name(), SourceName::Poll);
+}
+
+/// The parent 1 and its child 7, both with the memory layout of the parent.
+fn fork() -> (tempfile::TempDir, Procfs) {
+    let (dir, procfs) = fake(&STAT.replace("123456", "199995"));
+    fs::create_dir(dir.path().join("1")).unwrap();
+    fs::write(dir.path().join("1/stat"), STAT.replace("(x) S 1", "(init) S 0")).unwrap();
+    fs::write(dir.path().join("1/status"), "Uid:\t1\t1\t1\t1\nGid:\t1\t1\t1\t1\n").unwrap();
+    (dir, procfs)
+}
+
+#[test]
+fn a_process_between_fork_and_exec_is_told_as_what_it_becomes() {
+    let (dir, mut procfs) = fork();
+    let stat = dir.path().join("7/stat");
+    let mut pauses = 0;
+    procfs.pause = Box::new(move || {
+        pauses += 1;
+        if pauses == 3 {
+            let after = STAT.replace("123456", "199995").replace("94 95 140", "94 95 150");
+            fs::write(&stat, after.replace("(x)", "(program)")).unwrap();
+        }
+        assert!(pauses <= 3, "no longer than needed");
+    });
+    let table = procfs.scan().unwrap();
+    let child = find(&table, 7).unwrap();
+    assert_eq!(child.facts.as_ref().unwrap().name, Some("program".into()));
+    let table = procfs.scan().unwrap();
+    assert_eq!(find(&table, 7).unwrap().facts, None, "and told once");
+}
+
+#[test]
+fn a_process_that_forks_and_stays_as_it_is_or_ends_is_told_too() {
+    let (_dir, mut procfs) = fork();
+    procfs.pause = Box::new(|| {});
+    let table = procfs.scan().unwrap();
+    assert!(find(&table, 7).unwrap().facts.is_some());
+    assert_eq!(find(&table, 7).unwrap().ended, None);
+
+    let (dir, mut procfs) = fork();
+    let root = dir.path().to_owned();
+    procfs.pause = Box::new(move || {
+        let _ = fs::remove_file(root.join("7/stat"));
+    });
+    let table = procfs.scan().unwrap();
+    assert!(find(&table, 7).unwrap().facts.is_some());
+    assert_eq!(find(&table, 7).unwrap().ended, Some(Exit::default()));
 }

@@ -1,0 +1,276 @@
+//! procmond's options: defaults, file, environment `PROCMOND_<SECTION>__<KEY>`, flags.
+
+use std::ffi::OsString;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use daemoneye_lib::config::{ConfigError, Loader, OptionInfo};
+use daemoneye_lib::models::event::EVENT_BYTES_MAX;
+use daemoneye_lib::paths::{WAL_DIR, default_state_dir};
+use daemoneye_lib::topics::CollectorId;
+use thiserror::Error;
+
+use crate::event_bus_connector::ConnectorOptions;
+use crate::monitor::{INTERVAL_MAX, INTERVAL_MIN};
+use crate::source::SourceChoice;
+use crate::wal::WalOptions;
+
+/// The prefix of procmond's options in the environment.
+const PREFIX: &str = "PROCMOND";
+
+const KB: u64 = 1000;
+const MB: u64 = 1000 * KB;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+const HEARTBEAT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+
+/// Options that are right.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name under which the agent knows this collector.
+    pub collector_id: CollectorId,
+    /// The time between two heartbeats.
+    pub heartbeat: Duration,
+    /// The log's directory.
+    pub wal_dir: PathBuf,
+    /// A segment is closed when it has this many bytes.
+    pub segment_bytes: u64,
+    /// How long an append may wait for company before it is synced.
+    pub commit_delay: Duration,
+    /// With this many bytes waiting, the sync comes at once.
+    pub commit_bytes: u64,
+    /// The most bytes the log takes on disk.
+    pub disk_budget_bytes: u64,
+    /// The most payload bytes kept in memory for delivery.
+    pub window_bytes_max: u64,
+    /// What to see processes with.
+    pub source: SourceChoice,
+    /// The time between two looks at the process table.
+    pub interval: Duration,
+    /// How long an end may be put off to deliver what is left.
+    pub shutdown_timeout: Duration,
+    /// What procmond says of itself: a level or a filter.
+    pub log_level: String,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Error)]
+pub enum ConfigFailure {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path:?}: {source}; check --config")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Something in it, in the environment or in a flag is wrong.
+    #[error(transparent)]
+    Wrong(#[from] ConfigError),
+}
+
+/// A flag that stands for an option: the option's key, the flag's name, its value.
+pub type FlagValue = (&'static str, &'static str, OsString);
+
+impl Config {
+    /// Reads the file, if one is given, this process's environment and the flags.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with its place.
+    pub fn load(file: Option<&Path>, flags: &[FlagValue]) -> Result<Self, ConfigFailure> {
+        let text = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| {
+                    ConfigFailure::Unreadable { path: path.to_owned(), source }
+                })?;
+                Some((path.display().to_string(), text))
+            }
+            None => None,
+        };
+        let text = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
+        let (config, _) = Self::from_sources(text, std::env::vars_os(), flags)?;
+        Ok(config)
+    }
+
+    /// Puts the sources together: the file's name and text, the environment, the flags. Gives the
+    /// options there are as well.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with its place.
+    pub fn from_sources(
+        file: Option<(&str, &str)>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        flags: &[FlagValue],
+    ) -> Result<(Self, Vec<OptionInfo>), ConfigError> {
+        let mut loader = Loader::new(PREFIX);
+        if let Some((name, text)) = file {
+            loader.file(name, text);
+        }
+        loader.environment(environment);
+        for (key, name, value) in flags {
+            loader.flag(key, name, value.clone());
+        }
+        let config = Self::declare(&mut loader);
+        Ok((config, loader.finish()?))
+    }
+
+    fn declare(loader: &mut Loader) -> Self {
+        let log = WalOptions::default();
+        let ms = Duration::from_millis;
+        Self {
+            collector_id: loader.parsed(
+                "collector.id",
+                "procmond",
+                "1 to 64 of a-z, 0-9, _ and -, and neither lifecycle nor registration",
+                |text| CollectorId::new(text).ok(),
+                "The name under which the agent knows this collector.",
+            ),
+            heartbeat: loader.millis(
+                "collector.heartbeat_ms",
+                ms(2000),
+                HEARTBEAT,
+                "How often to tell the agent that all is well.",
+            ),
+            wal_dir: loader.path(
+                "wal.dir",
+                &default_wal_dir(),
+                "The directory of the write-ahead log. One procmond holds it at a time.",
+            ),
+            segment_bytes: loader.bytes(
+                "wal.segment_bytes",
+                log.segment_bytes,
+                MB..=4 * GIB,
+                "A segment file is closed and the next one begun at this size.",
+            ),
+            commit_delay: loader.millis(
+                "wal.commit_delay_ms",
+                log.commit_delay,
+                ms(0)..=ms(1000),
+                "How long an event may wait for others to share one sync with. 0 syncs at once.",
+            ),
+            commit_bytes: loader.bytes(
+                "wal.commit_bytes",
+                log.commit_bytes as u64,
+                KB..=16 * MB,
+                "With this much waiting, the sync comes before the delay is over.",
+            ),
+            disk_budget_bytes: loader.bytes(
+                "wal.disk_budget_bytes",
+                log.disk_budget_bytes,
+                2 * MB..=64 * TIB,
+                "The most the log may take on disk. Beyond it events are counted, not kept.",
+            ),
+            window_bytes_max: loader.bytes(
+                "buffer.max_bytes",
+                ConnectorOptions::WINDOW_BYTES_MAX,
+                MB..=GIB,
+                "The most undelivered event bytes held in memory; the rest waits in the log.",
+            ),
+            source: loader.choice(
+                "monitor.source",
+                "auto",
+                SourceChoice::CHOICES,
+                "What to see processes with. This version has poll; auto takes the best there is.",
+            ),
+            interval: loader.millis(
+                "monitor.interval_ms",
+                ms(1000),
+                INTERVAL_MIN..=INTERVAL_MAX,
+                "The time between two looks at the process table.",
+            ),
+            shutdown_timeout: loader.millis(
+                "shutdown.timeout_ms",
+                ms(5000),
+                ms(0)..=ms(60_000),
+                "How long an end may wait for the delivery of what is left.",
+            ),
+            log_level: loader.parsed(
+                "log.level",
+                "info",
+                "error, warn, info, debug, trace, or a filter such as procmond=debug",
+                |text| tracing_subscriber::EnvFilter::try_new(text).ok().map(|_| text.to_owned()),
+                "What procmond says of itself on standard error. RUST_LOG overrides it.",
+            ),
+        }
+    }
+
+    /// The log's part of the options.
+    #[must_use]
+    pub fn wal_options(&self) -> WalOptions {
+        WalOptions {
+            segment_bytes: self.segment_bytes,
+            commit_delay: self.commit_delay,
+            commit_bytes: usize::try_from(self.commit_bytes).unwrap_or(usize::MAX),
+            disk_budget_bytes: self.disk_budget_bytes,
+            max_record_bytes: EVENT_BYTES_MAX as u32,
+            ..WalOptions::default()
+        }
+    }
+}
+
+/// The log's directory below the state directory, or below the working directory for a user who
+/// has no home.
+fn default_wal_dir() -> PathBuf {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    #[cfg(unix)]
+    let is_root = rustix::process::geteuid().is_root();
+    #[cfg(not(unix))]
+    let is_root = false;
+    let (xdg, home) = (variable("XDG_STATE_HOME"), variable("HOME"));
+    default_state_dir(is_root, xdg.as_deref(), home.as_deref())
+        .unwrap_or_else(|| PathBuf::from("daemoneye"))
+        .join(WAL_DIR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = include_str!("../../config/procmond.toml");
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
+        Config::from_sources(Some(("procmond.toml", text)), environment, &[]).map(|(c, _)| c)
+    }
+
+    #[test]
+    fn the_documented_file_names_every_option_with_its_default() {
+        let uncommented: String = FILE
+            .lines()
+            .map(|line| {
+                line.strip_prefix("#").filter(|rest| !rest.starts_with(' ')).unwrap_or(line)
+            })
+            .fold(String::new(), |text, line| text + line + "\n");
+        let (_, options) =
+            Config::from_sources(Some(("procmond.toml", &uncommented)), [], &[]).unwrap();
+        let table: toml::Table = uncommented.parse().unwrap();
+        for option in options {
+            let (section, key) = option.key.split_once('.').unwrap();
+            let value = table.get(section).and_then(|section| section.get(key));
+            let value = value.unwrap_or_else(|| panic!("{} is not in the file", option.key));
+            if option.key != "wal.dir" {
+                let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                assert_eq!(text, option.default, "{}", option.key);
+            }
+        }
+        load(FILE, &[]).unwrap();
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let file = "[monitor]\ninterval_ms = 500\n[wal]\ndir = \"/a\"\n";
+        let config = load(file, &[("PROCMOND_MONITOR__INTERVAL_MS", "250")]).unwrap();
+        assert_eq!(config.interval, Duration::from_millis(250));
+        assert_eq!(config.wal_dir, Path::new("/a"));
+    }
+
+    #[test]
+    fn all_mistakes_are_named_at_once() {
+        let file = "[monitor]\nintervall_ms = 500\nsource = \"magic\"\n";
+        let error =
+            load(file, &[("PROCMOND_LOG__LEVEL", "loud=="), ("PROCMOND_COLLECTOR__ID", "A B")])
+                .unwrap_err();
+        assert_eq!(error.problems.len(), 4, "{error}");
+    }
+}

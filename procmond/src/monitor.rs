@@ -1,0 +1,448 @@
+//! The monitor: turns what a source observes into events and puts them into the log.
+//!
+//! It is an actor. [`MonitorHandle`]s send it messages through a bounded mailbox, each answered;
+//! sources send it observations; the connector sends it backpressure. One task takes them one at a
+//! time, so nothing here is shared or locked.
+
+mod pressure;
+mod recorder;
+pub mod snapshot;
+pub mod tracker;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use daemoneye_lib::models::control::{CollectorHealth, CollectorState, LogHealth};
+use daemoneye_lib::models::event::Event;
+use daemoneye_lib::models::gap::{GapEvent, GapReason};
+use daemoneye_lib::stream::{Sequence, StreamId, wall_clock_ns};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info, warn};
+
+use crate::event_bus_connector::{BackpressureSignal, EventBusConnector};
+use crate::source::{Observation, SourceChoice, SourceError, SourceHandle};
+use crate::wal::WalError;
+use pressure::Pressure;
+use recorder::Recorder;
+use snapshot::Snapshot;
+use tracker::Tracker;
+
+/// Messages that wait for the monitor; senders wait beyond that.
+const MAILBOX: usize = 100;
+/// The limits of the interval between two looks at the process table.
+pub const INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// See [`INTERVAL_MIN`].
+pub const INTERVAL_MAX: Duration = Duration::from_secs(3600);
+/// The name, in the log's directory, of the process table as written down between runs.
+pub const SNAPSHOT_FILE: &str = "processes.snapshot";
+/// The process table is written down when it is this old and has changed, or when the log has
+/// grown this much: a restart reads the log from there on.
+const SNAPSHOT_AGE: Duration = Duration::from_secs(60);
+const SNAPSHOT_EVENTS: u64 = 50_000;
+
+/// The monitor has ended; the reason is with whoever started it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the monitor has ended")]
+pub struct MonitorEnded;
+
+/// Why a monitor ended.
+#[derive(Debug, Error)]
+pub enum MonitorError {
+    /// The log failed for good.
+    #[error("events can no longer be made durable: {0}")]
+    Log(#[from] WalError),
+    /// The source stopped observing.
+    #[error("the source {0} has stopped observing; see the log lines before this one")]
+    SourceEnded(&'static str),
+}
+
+/// What a monitor needs.
+pub struct MonitorOptions {
+    /// What to see processes with.
+    pub source: SourceChoice,
+    /// The time between two looks at the process table.
+    pub interval: Duration,
+    /// Where the process table is written down between runs.
+    pub snapshot_path: PathBuf,
+}
+
+enum Message {
+    Begin(oneshot::Sender<Result<(), String>>),
+    SetInterval { interval: Duration, at_once: bool, reply: oneshot::Sender<Result<(), String>> },
+    Health(oneshot::Sender<CollectorHealth>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// Sends messages to a monitor; clones share its mailbox.
+#[derive(Clone)]
+pub struct MonitorHandle {
+    mailbox: mpsc::Sender<Message>,
+}
+
+impl MonitorHandle {
+    /// Begins monitoring; does nothing if it has begun. The inner error says why it cannot.
+    ///
+    /// # Errors
+    /// If the monitor has ended.
+    pub async fn begin(&self) -> Result<Result<(), String>, MonitorEnded> {
+        self.ask(Message::Begin).await
+    }
+
+    /// Changes the time between two looks, from now on. The inner error names the limits.
+    ///
+    /// # Errors
+    /// If the monitor has ended.
+    pub async fn set_interval(
+        &self,
+        interval: Duration,
+    ) -> Result<Result<(), String>, MonitorEnded> {
+        self.ask(|reply| Message::SetInterval { interval, at_once: true, reply }).await
+    }
+
+    /// Changes the time between two looks, after the next one. The inner error names the limits.
+    ///
+    /// # Errors
+    /// If the monitor has ended.
+    pub async fn update_interval(
+        &self,
+        interval: Duration,
+    ) -> Result<Result<(), String>, MonitorEnded> {
+        self.ask(|reply| Message::SetInterval { interval, at_once: false, reply }).await
+    }
+
+    /// How the collector is.
+    ///
+    /// # Errors
+    /// If the monitor has ended.
+    pub async fn health(&self) -> Result<CollectorHealth, MonitorEnded> {
+        self.ask(Message::Health).await
+    }
+
+    /// Stops observing, makes the log durable, writes the process table down and ends.
+    ///
+    /// # Errors
+    /// If the monitor has ended already.
+    pub async fn shutdown(&self) -> Result<(), MonitorEnded> {
+        self.ask(Message::Shutdown).await
+    }
+
+    async fn ask<T>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Result<T, MonitorEnded> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox.send(message(reply)).await.map_err(|_| MonitorEnded)?;
+        answer.await.map_err(|_| MonitorEnded)
+    }
+}
+
+/// The actor.
+pub struct ProcessMonitor {
+    options: MonitorOptions,
+    mailbox: mpsc::Receiver<Message>,
+    signals: mpsc::Receiver<BackpressureSignal>,
+    connector: EventBusConnector,
+    recorder: Recorder,
+    tracker: Tracker,
+    pressure: Pressure,
+    source: Option<(SourceHandle, mpsc::Receiver<Observation>)>,
+    /// An interval to take up after the next look.
+    next_interval: Option<Duration>,
+    saved: Saved,
+    scans_total: u64,
+    scan_errors_total: u64,
+}
+
+/// When the process table was last written down.
+struct Saved {
+    stream: StreamId,
+    sequence: Sequence,
+    at: Instant,
+}
+
+impl ProcessMonitor {
+    /// A monitor that continues from what the log and the snapshot beside it know of processes.
+    ///
+    /// Reads the snapshot and the log behind it: call it where blocking on the disk is allowed.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn new(
+        options: MonitorOptions,
+        connector: EventBusConnector,
+        signals: mpsc::Receiver<BackpressureSignal>,
+    ) -> Result<(Self, MonitorHandle), WalError> {
+        let (mailbox, messages) = mpsc::channel(MAILBOX);
+        let (tracker, sequence) = recover(&options, &connector)?;
+        let log = connector.log();
+        log.retain_from(sequence.next());
+        let monitor = Self {
+            saved: Saved { stream: log.stream(), sequence, at: Instant::now() },
+            recorder: Recorder::new(connector.clone()),
+            options,
+            mailbox: messages,
+            signals,
+            connector,
+            tracker,
+            pressure: Pressure::default(),
+            source: None,
+            next_interval: None,
+            scans_total: 0,
+            scan_errors_total: 0,
+        };
+        Ok((monitor, MonitorHandle { mailbox }))
+    }
+
+    /// Runs until it is told to shut down.
+    ///
+    /// # Errors
+    /// If the log fails for good or the source ends by itself.
+    pub async fn run(mut self) -> Result<(), MonitorError> {
+        if self.connector.log().last() == Sequence::NONE {
+            self.recorder.record(&stream_began(self.connector.log().stream())).await?;
+        }
+        loop {
+            // In this order: a flood of observations must not keep control waiting.
+            tokio::select! {
+                biased;
+                Some(message) = self.mailbox.recv() => {
+                    if let Message::Shutdown(reply) = message {
+                        self.finish().await?;
+                        // Whoever asked may have gone.
+                        let _ = reply.send(());
+                        return Ok(());
+                    }
+                    self.take(message);
+                }
+                Some(signal) = self.signals.recv() => self.signalled(signal).await?,
+                observation = next_observation(&mut self.source) => match observation {
+                    Some(observation) => self.observed(observation).await?,
+                    None => return Err(MonitorError::SourceEnded(self.source_name())),
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Begin(reply) => {
+                let result = self.begin().map_err(|error| error.to_string());
+                let _ = reply.send(result);
+            }
+            Message::SetInterval { interval, at_once, reply } => {
+                let legal = (INTERVAL_MIN..=INTERVAL_MAX).contains(&interval);
+                if legal && at_once {
+                    self.set_interval(interval);
+                } else if legal {
+                    self.next_interval = Some(interval);
+                }
+                let _ = reply.send(legal.then_some(()).ok_or_else(|| {
+                    format!(
+                        "the interval must be between {} and {} ms",
+                        INTERVAL_MIN.as_millis(),
+                        INTERVAL_MAX.as_millis()
+                    )
+                }));
+            }
+            Message::Health(reply) => {
+                let _ = reply.send(self.health());
+            }
+            Message::Shutdown(_) => {}
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), SourceError> {
+        if self.source.is_none() {
+            let interval = self.pressure.interval(self.options.interval);
+            self.source = Some(self.options.source.start(interval)?);
+            info!(source = %self.options.source.name(), interval_ms = interval.as_millis(), "monitoring began");
+        }
+        Ok(())
+    }
+
+    fn set_interval(&mut self, interval: Duration) {
+        self.options.interval = interval;
+        if let Some((source, _)) = &self.source {
+            source.set_interval(self.pressure.interval(interval));
+        }
+    }
+
+    async fn signalled(&mut self, signal: BackpressureSignal) -> Result<(), MonitorError> {
+        match signal {
+            BackpressureSignal::Engage { level } => {
+                warn!(level, "delivery has fallen behind: looking less often, thinning modifies");
+            }
+            BackpressureSignal::Release { level } => {
+                info!(level, "delivery has caught up");
+            }
+        }
+        if let Some(gap) = self.pressure.signal(signal) {
+            self.recorder.record(&gap.into()).await?;
+        }
+        self.set_interval(self.options.interval);
+        Ok(())
+    }
+
+    async fn observed(&mut self, observation: Observation) -> Result<(), MonitorError> {
+        match &observation {
+            Observation::Snapshot(_) => self.scans_total += 1,
+            Observation::Failed(error) => {
+                self.scan_errors_total += 1;
+                warn!(%error, "a look at the process table failed");
+            }
+        }
+        for event in self.tracker.observe(observation) {
+            if self.pressure.admits(&event) {
+                self.recorder.record(&event).await?;
+            }
+        }
+        if let Some(interval) = self.next_interval.take() {
+            self.set_interval(interval);
+        }
+        if self.snapshot_is_due() {
+            self.save_snapshot().await?;
+        }
+        Ok(())
+    }
+
+    fn snapshot_is_due(&self) -> bool {
+        let log = self.connector.log();
+        let new = log.last().since(self.saved.sequence);
+        self.saved.stream != log.stream()
+            || new >= SNAPSHOT_EVENTS
+            || (new > 0 && self.saved.at.elapsed() >= SNAPSHOT_AGE)
+    }
+
+    /// Writes the process table down. Events are made durable first: a table that knew more than
+    /// the log would keep them from ever being reported.
+    async fn save_snapshot(&mut self) -> Result<(), MonitorError> {
+        let log = self.connector.log().clone();
+        let stream = log.stream();
+        let sequence = log.flush().await?;
+        if log.stream() != stream {
+            // A new stream began meanwhile; the next look writes the table for that one.
+            return Ok(());
+        }
+        let snapshot = Snapshot { stream, sequence, table: self.tracker.encode() };
+        let path = self.options.snapshot_path.clone();
+        let saved = tokio::task::spawn_blocking(move || snapshot.save(&path)).await;
+        match saved {
+            Ok(Ok(())) => {
+                log.retain_from(sequence.next());
+                self.saved = Saved { stream, sequence, at: Instant::now() };
+            }
+            // The log is kept from the last snapshot on, so nothing is lost by trying later.
+            Ok(Err(error)) => {
+                warn!(%error, "the process table cannot be written down; trying again later");
+                self.saved.at = Instant::now();
+            }
+            Err(error) => debug!(%error, "writing the process table was interrupted"),
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), MonitorError> {
+        if let Some((source, mut observations)) = self.source.take() {
+            source.stop();
+            // What the source had seen already is still to be recorded.
+            while let Some(observation) = observations.recv().await {
+                self.observed(observation).await?;
+            }
+        }
+        if let Some(gap) = self.pressure.end() {
+            self.recorder.record(&gap.into()).await?;
+        }
+        self.save_snapshot().await
+    }
+
+    fn source_name(&self) -> &'static str {
+        self.options.source.name().as_str()
+    }
+
+    fn health(&self) -> CollectorHealth {
+        let log = self.connector.log();
+        let stats = log.stats();
+        CollectorHealth {
+            state: match self.source {
+                Some(_) => CollectorState::Monitoring,
+                None => CollectorState::Waiting,
+            },
+            source: self.options.source.name(),
+            interval_ms: millis(self.pressure.interval(self.options.interval)),
+            processes: self.tracker.len() as u64,
+            scans_total: self.scans_total,
+            scan_errors_total: self.scan_errors_total,
+            events: self.recorder.counts(),
+            shed_modifies_total: self.pressure.shed_total(),
+            log: LogHealth {
+                stream: log.stream(),
+                epoch: log.epoch(),
+                last: log.last(),
+                durable: log.last_durable(),
+                watermark: log.watermark(),
+                segments: stats.segments as u64,
+                bytes: stats.used_bytes,
+                refused_total: self.recorder.refused_total(),
+            },
+            connector: self.connector.health(),
+        }
+    }
+}
+
+/// What the source sees next; never, without one. Cancel-safe.
+async fn next_observation(
+    source: &mut Option<(SourceHandle, mpsc::Receiver<Observation>)>,
+) -> Option<Observation> {
+    match source {
+        Some((_, observations)) => observations.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The process table as the last run left it: the snapshot, rolled forward by the log.
+fn recover(
+    options: &MonitorOptions,
+    connector: &EventBusConnector,
+) -> Result<(Tracker, Sequence), WalError> {
+    let log = connector.log();
+    let name = options.source.name();
+    let snapshot = Snapshot::load(&options.snapshot_path)
+        .filter(|snapshot| snapshot.stream == log.stream() && snapshot.sequence <= log.last());
+    let (mut tracker, from) = match snapshot {
+        Some(snapshot) => (Tracker::restore(name, &snapshot.table), snapshot.sequence),
+        None => (Tracker::new(name), Sequence::NONE),
+    };
+    let mut reader = log.reader(from.next());
+    loop {
+        let entries = reader.next_batch(1024 * 1024)?;
+        if entries.is_empty() {
+            return Ok((tracker, from));
+        }
+        for entry in entries {
+            // A record that is lost or not an event says nothing about processes.
+            if let crate::wal::Entry::Record(record) = entry
+                && let Ok(event) = Event::decode(&record.payload)
+            {
+                tracker.apply_logged(&event);
+            }
+        }
+    }
+}
+
+fn stream_began(stream: StreamId) -> Event {
+    Event::Gap(GapEvent {
+        reason: GapReason::StreamBegan,
+        missing: None,
+        first_sequence: None,
+        last_sequence: None,
+        since_ns: None,
+        until_ns: None,
+        time_ns: wall_clock_ns(),
+        detail: format!("stream {stream} begins; of what happened before, it knows nothing"),
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

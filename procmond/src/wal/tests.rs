@@ -1,0 +1,330 @@
+//! The log on a storage that fails, and killed at every step.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use daemoneye_lib::stream::{Sequence, StreamId};
+
+use super::storage::faulty::{Fault, Faulty, Op};
+use super::wait::block_on;
+use super::{Entry, Recovery, WalError, WalOptions, WriteAheadLog};
+
+fn quick() -> WalOptions {
+    WalOptions { commit_delay: Duration::ZERO, ..WalOptions::default() }
+}
+
+fn small() -> WalOptions {
+    WalOptions { segment_bytes: 4096, ..quick() }
+}
+
+fn open_on(storage: &Faulty, dir: &Path, options: WalOptions) -> (WriteAheadLog, Recovery) {
+    WriteAheadLog::open_on(Arc::new(storage.clone()), dir, options).unwrap()
+}
+
+fn working() -> Faulty {
+    Faulty::new(|_, _| None)
+}
+
+fn payload(n: u64) -> Vec<u8> {
+    format!("record {n} {}", "x".repeat((n % 50) as usize)).into_bytes()
+}
+
+fn append(log: &WriteAheadLog, n: u64) -> Result<Sequence, WalError> {
+    let sequence = log.submit(1, n as i64, &payload(n))?;
+    log.durable_blocking(sequence).map(|receipt| receipt.sequence)
+}
+
+/// The payloads' numbers in order; anything lost fails.
+fn read(log: &WriteAheadLog) -> Vec<u64> {
+    let mut reader = log.reader(log.watermark().next());
+    let mut sequence = log.watermark();
+    let mut read = Vec::new();
+    loop {
+        let batch = reader.next_batch(500).unwrap();
+        if batch.is_empty() {
+            assert_eq!(sequence, log.last_durable());
+            return read;
+        }
+        for entry in batch {
+            let Entry::Record(record) = entry else { panic!("{entry:?}") };
+            sequence = sequence.next();
+            assert_eq!(record.sequence, sequence);
+            assert_eq!(record.payload, payload(record.timestamp_ns as u64));
+            assert_eq!(log.epoch_at(sequence), Some(record.epoch));
+            read.push(record.timestamp_ns as u64);
+        }
+    }
+}
+
+fn numbers(from: u64, to: u64) -> Vec<u64> {
+    (from..=to).collect()
+}
+
+/// Fails the n-th of the operations that match, and works before and after.
+fn nth(wanted: Op, n: usize, fault: Fault) -> impl FnMut(Op, &Path) -> Option<Fault> + Send {
+    let mut left = n;
+    move |op, _| {
+        if op != wanted {
+            return None;
+        }
+        left = left.wrapping_sub(1);
+        (left == usize::MAX).then_some(fault)
+    }
+}
+
+const EIO: Fault = Fault::Error(ErrorKind::Other);
+const ENOSPC: Fault = Fault::Error(ErrorKind::StorageFull);
+
+#[test]
+fn w8_after_a_failed_sync_the_records_go_into_a_fresh_segment() {
+    for (op, fault) in
+        [(Op::Sync, EIO), (Op::Write, EIO), (Op::Write, Fault::Short(20, ErrorKind::Other))]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = working();
+        let (log, _) = open_on(&storage, dir.path(), quick());
+        for n in 1..=5 {
+            append(&log, n).unwrap();
+        }
+        let touched = Arc::new(AtomicUsize::new(0));
+        let mut fails = nth(op, 0, fault);
+        let count = Arc::clone(&touched);
+        let mut failed = false;
+        storage.replan(move |op, path| {
+            let first = path.ends_with("procmond-00001.wal.new");
+            if failed && first && (op == Op::Write || op == Op::Sync) {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            let fault = fails(op, path);
+            failed |= fault.is_some();
+            fault
+        });
+        for n in 6..=10 {
+            assert_eq!(append(&log, n).unwrap(), Sequence(n));
+        }
+        assert_eq!(touched.load(Ordering::Relaxed), 0, "the failed file was written again");
+        assert_eq!(log.stats().rewrites, 1);
+        assert_eq!(log.stats().segments, 2);
+        assert_eq!(read(&log), numbers(1, 10));
+        drop(log);
+        let (log, recovery) = open_on(&working(), dir.path(), quick());
+        assert!(recovery.damage.is_empty());
+        assert_eq!(read(&log), numbers(1, 10));
+    }
+}
+
+#[test]
+fn w8_a_second_failure_shuts_the_log_and_tells_everybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = working();
+    let (log, _) = open_on(&storage, dir.path(), WalOptions::default());
+    for n in 1..=3 {
+        append(&log, n).unwrap();
+    }
+    storage.replan(|op, _| (op == Op::Sync).then_some(EIO));
+    let waiting: Vec<_> =
+        (4..=6).map(|n| log.durable(log.submit(1, n, &payload(n as u64)).unwrap())).collect();
+    for waiter in waiting {
+        assert!(matches!(block_on(waiter), Err(WalError::Poisoned { .. })));
+    }
+    assert!(matches!(log.submit(1, 0, b"x"), Err(WalError::Poisoned { .. })));
+    assert!(matches!(block_on(log.flush()), Err(WalError::Poisoned { .. })));
+    assert!(matches!(log.acknowledge(Sequence(1)), Err(WalError::Poisoned { .. })));
+    log.durable_blocking(Sequence(3)).unwrap();
+    assert!(matches!(log.close(), Err(WalError::Poisoned { .. })));
+    let (log, _) = open_on(&working(), dir.path(), quick());
+    let read = read(&log);
+    assert!(read.starts_with(&numbers(1, 3)) && read.len() <= 6);
+}
+
+#[test]
+fn w8_a_full_disk_refuses_and_recovers() {
+    for fault in [ENOSPC, Fault::Short(30, ErrorKind::StorageFull)] {
+        for op in [Op::Write, Op::Sync, Op::Create] {
+            let dir = tempfile::tempdir().unwrap();
+            let storage = working();
+            let (log, _) = open_on(&storage, dir.path(), small());
+            for n in 1..=60 {
+                append(&log, n).unwrap();
+            }
+            storage.replan(move |asked, _| (asked == op).then_some(fault));
+            let mut n = 60;
+            let refused = loop {
+                n += 1;
+                match append(&log, n) {
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(refused, WalError::DiskFull { .. }), "{refused}");
+            assert!(matches!(log.submit(7, 0, b"x"), Err(WalError::DiskFull { .. })));
+            assert_eq!(log.stats().refused, vec![(7, 1)]);
+            assert_eq!(read(&log), numbers(1, n - 1), "what is there stays readable");
+            storage.heal();
+            // The one that was accepted becomes durable by itself.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while log.last_durable() < Sequence(n) {
+                assert!(Instant::now() < deadline, "the log did not recover");
+                std::thread::yield_now();
+            }
+            append(&log, n + 1).unwrap();
+            assert_eq!(read(&log), numbers(1, n + 1));
+            drop(log);
+            let (log, recovery) = open_on(&working(), dir.path(), small());
+            assert!(recovery.damage.is_empty() && recovery.torn.is_none(), "{recovery:?}");
+            assert_eq!(read(&log), numbers(1, n + 1));
+        }
+    }
+}
+
+#[test]
+fn w8_a_log_closed_on_a_full_disk_says_what_is_not_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = working();
+    let (log, _) = open_on(&storage, dir.path(), quick());
+    append(&log, 1).unwrap();
+    storage.replan(|op, _| (op == Op::Write).then_some(ENOSPC));
+    append(&log, 2).unwrap_err();
+    assert!(matches!(log.close(), Err(WalError::DiskFull { .. })));
+    let (log, _) = open_on(&working(), dir.path(), quick());
+    assert_eq!(read(&log), numbers(1, 1));
+}
+
+/// From the n-th operation on everything fails, as after a kill; and whether it came to that.
+fn dead_from(n: usize) -> (impl FnMut(Op, &Path) -> Option<Fault> + Send, Arc<AtomicBool>) {
+    let mut left = n;
+    let died = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&died);
+    let plan = move |_, _: &Path| {
+        left = left.saturating_sub(1);
+        flag.fetch_or(left == 0, Ordering::Relaxed);
+        (left == 0).then_some(EIO)
+    };
+    (plan, died)
+}
+
+fn log_with_two_epochs(dir: &Path) -> StreamId {
+    let (log, _) = open_on(&working(), dir, small());
+    (1..=80).for_each(|n| assert_eq!(append(&log, n).unwrap(), Sequence(n)));
+    log.acknowledge(Sequence(50)).unwrap();
+    drop(log);
+    let (log, _) = open_on(&working(), dir, small());
+    (81..=200).for_each(|n| assert_eq!(append(&log, n).unwrap(), Sequence(n)));
+    log.stream()
+}
+
+#[test]
+fn a_new_stream_holds_what_was_not_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = log_with_two_epochs(dir.path());
+    let (log, _) = open_on(&working(), dir.path(), small());
+    let mut reader = log.reader(Sequence(60));
+    reader.next_batch(10).unwrap();
+    let first = payload(1000);
+    let stream = block_on(log.begin_stream(Some((9, 1000, &first)))).unwrap();
+    assert_ne!(stream, old);
+    assert_eq!(log.stream(), stream);
+    assert_eq!(log.epoch().count(), 1);
+    assert_eq!(log.watermark(), Sequence::NONE);
+    assert!(matches!(reader.next_batch(10), Err(WalError::StreamReplaced)));
+    let expected = [vec![1000], numbers(51, 200)].concat();
+    assert_eq!(read(&log), expected);
+    assert_eq!(append(&log, 201).unwrap(), Sequence(152));
+    log.acknowledge(Sequence(1)).unwrap();
+    drop(log);
+    let (log, recovery) = open_on(&working(), dir.path(), small());
+    assert_eq!((log.stream(), recovery.new_stream), (stream, false));
+    assert!(recovery.foreign.is_empty() && recovery.damage.is_empty());
+    assert_eq!(read(&log), [&expected[1..], &[201]].concat());
+}
+
+#[test]
+fn a_new_stream_interrupted_anywhere_is_wholly_old_or_wholly_new() {
+    let (mut old_seen, mut new_seen) = (0, 0);
+    for step in 1.. {
+        let dir = tempfile::tempdir().unwrap();
+        let old = log_with_two_epochs(dir.path());
+        let storage = working();
+        let (log, _) = open_on(&storage, dir.path(), small());
+        let first = payload(1000);
+        let (plan, died) = dead_from(step);
+        storage.replan(plan);
+        let result = block_on(log.begin_stream(Some((9, 1000, &first))));
+        drop(log);
+
+        let (log, recovery) = open_on(&working(), dir.path(), small());
+        assert!(recovery.damage.is_empty() && recovery.foreign.is_empty(), "step {step}");
+        if log.stream() == old {
+            assert!(result.is_err(), "step {step}");
+            assert_eq!(read(&log), numbers(51, 200), "step {step}");
+            old_seen += 1;
+        } else {
+            assert_eq!(read(&log), [vec![1000], numbers(51, 200)].concat(), "step {step}");
+            new_seen += 1;
+        }
+        append(&log, 7).unwrap();
+        let leftover = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .find(|name| !name.ends_with(".wal") && !name.ends_with(".lock"));
+        assert_eq!(leftover, None, "step {step}");
+        if !died.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    assert!(old_seen > 10 && new_seen > 3, "{old_seen} old, {new_seen} new");
+}
+
+#[test]
+fn an_opening_interrupted_anywhere_changes_nothing() {
+    for step in 1.. {
+        let dir = tempfile::tempdir().unwrap();
+        let stream = log_with_two_epochs(dir.path());
+        // A torn tail, so that cutting it is among the steps.
+        let last = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "wal"))
+            .max()
+            .unwrap();
+        let mut bytes = std::fs::read(&last).unwrap();
+        bytes.extend_from_slice(&[0x77; 300]);
+        std::fs::write(&last, bytes).unwrap();
+
+        let (plan, died) = dead_from(step);
+        drop(WriteAheadLog::open_on(Arc::new(Faulty::new(plan)), dir.path(), small()));
+        let (log, recovery) = open_on(&working(), dir.path(), small());
+        assert_eq!(log.stream(), stream, "step {step}");
+        assert!(recovery.damage.is_empty(), "step {step}");
+        assert_eq!(read(&log), numbers(51, 200), "step {step}");
+        if !died.load(Ordering::Relaxed) {
+            assert!(step > 20, "only {step} steps");
+            break;
+        }
+    }
+}
+
+#[test]
+fn segments_of_another_log_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let stream = log_with_two_epochs(dir.path());
+    let (log, _) = open_on(&working(), dir.path(), small());
+    log.acknowledge(Sequence(150)).unwrap();
+    drop(log);
+    let placed = dir.path().join("procmond-00001.wal");
+    assert!(!placed.exists(), "acknowledged and deleted");
+    let other = tempfile::tempdir().unwrap();
+    log_with_two_epochs(other.path());
+    std::fs::rename(other.path().join("procmond-00001.wal"), &placed).unwrap();
+    for acknowledged in 150..153 {
+        let (log, recovery) = open_on(&working(), dir.path(), small());
+        assert_eq!(log.stream(), stream);
+        assert_eq!(recovery.foreign, [placed.clone()]);
+        assert_eq!(read(&log), numbers(acknowledged + 1, 200));
+        log.acknowledge(Sequence(acknowledged + 1)).unwrap();
+    }
+    assert!(placed.exists());
+}
