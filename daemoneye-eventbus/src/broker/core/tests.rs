@@ -582,8 +582,8 @@ fn requests_find_their_responder_and_replies_their_requester() {
     let mut bus = Bus::new(limits());
     let agent = bus.client(Role::Agent, "agent");
     let asker = bus.client(Role::Subscriber, "asker");
-    let reply_to = Some(format!("reply.{}", asker.0));
-    let ask = message("control.health.status", reply_to.clone());
+    let reply = format!("reply.{}", asker.0);
+    let ask = message("control.health.status", Some(reply.clone()));
     bus.send(asker, &ask);
     assert_eq!(bus.seen(asker), [Seen::Undeliverable(UndeliverableCode::NoResponder)]);
 
@@ -597,7 +597,6 @@ fn requests_find_their_responder_and_replies_their_requester() {
     bus.subscribe(agent, &["control.health.status"], kind);
     bus.send(asker, &ask);
     assert_eq!(bus.seen(agent), [Seen::Message("control.health.status".to_owned())]);
-    let reply = reply_to.unwrap();
     bus.send(agent, &message(&reply, None));
     assert_eq!(bus.seen(asker), [Seen::Message(reply)]);
 
