@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use procmond::cli::run;
+use procmond::cli::{check, run, watch};
 
 /// Sees every process start, change and stop, logs it durably and delivers it over a local bus.
 #[derive(Parser)]
@@ -17,10 +17,16 @@ struct Cli {
 enum Command {
     /// Collect process events into the log and deliver them to the broker
     Run(run::RunArgs),
+    /// Show events live on the terminal, without a broker and without a log
+    Watch(watch::WatchArgs),
+    /// Say what would work, what would not, and why
+    Check(check::CheckArgs),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Watch(args) => watch::run(&args),
+        Command::Check(args) => check::run(&args),
     }
 }

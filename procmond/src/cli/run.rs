@@ -100,7 +100,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
 }
 
 /// Where the broker listens, or what to tell the user.
-fn broker_socket(variable: Option<OsString>) -> Result<PathBuf, String> {
+pub(super) fn broker_socket(variable: Option<OsString>) -> Result<PathBuf, String> {
     let Some(socket) = variable.filter(|socket| !socket.is_empty()) else {
         return Err(format!(
             "{BROKER_SOCKET_VARIABLE} is not set: it is the path of the broker's socket, and \

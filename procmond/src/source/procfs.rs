@@ -37,7 +37,7 @@ use stat::{Ids, Stat};
 /// A process that still looks like its parent at this age does so on purpose, in 10 ms units.
 const FORK_CENTIS: u64 = 10;
 /// How often such processes are looked at again, and how long after each other.
-const FORK_LOOKS: u32 = 10;
+const FORK_LOOKS: u32 = 25;
 const FORK_PAUSE: Duration = Duration::from_millis(2);
 
 /// The process table below one mount of `/proc`.

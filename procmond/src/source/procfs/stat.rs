@@ -9,7 +9,7 @@ const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// What `stat` tells.
 pub(super) struct Stat {
-    /// Any bytes, blanks and brackets included.
+    /// Any bytes, blanks and brackets included; of a worker of the kernel without what it works on.
     pub(super) name: Vec<u8>,
     pub(super) ppid: u32,
     pub(super) session: u32,
@@ -51,12 +51,13 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Stat> {
     let threads = number(20)?;
     let has_ended = matches!(state, "X" | "x") || (state == "Z" && threads <= 1);
     let wait_status = field(52).and_then(|text| text.parse().ok());
+    let is_kernel_thread = number(9)? & PF_KTHREAD != 0;
     Some(Stat {
-        name,
+        name: if is_kernel_thread { without_work(name) } else { name },
         ppid: field(4)?.parse().ok()?,
         // -1 for one that is being taken away.
         session: field(6)?.parse().unwrap_or(0),
-        is_kernel_thread: number(9)? & PF_KTHREAD != 0,
+        is_kernel_thread,
         has_ended,
         cpu_ticks: number(14)?.saturating_add(number(15)?),
         start_ticks: number(22)?,
@@ -64,6 +65,18 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Stat> {
         // An ended process has no layout, so a plain exit with 0 and "not for you" look the same.
         wait_status: wait_status.filter(|status| may_trace || *status != 0),
     })
+}
+
+/// A worker of the kernel shows behind its name what it works on, `kworker/0:1-events`, which is
+/// another thing many times a second: no change of the worker.
+fn without_work(mut name: Vec<u8>) -> Vec<u8> {
+    if name.starts_with(b"kworker/")
+        && let Some(colon) = name.iter().position(|byte| *byte == b':')
+        && let Some(work) = name[colon..].iter().position(|byte| matches!(byte, b'-' | b'+'))
+    {
+        name.truncate(colon + work);
+    }
+    name
 }
 
 /// Reads the ids from `status`.
@@ -100,6 +113,21 @@ mod tests {
         assert_eq!((stat.ppid, stat.session, stat.start_ticks), (10, 4700, 123_456));
         assert_eq!((stat.cpu_ticks, stat.layout), (10, [94, 95, 140]));
         assert!(!stat.has_ended && !stat.is_kernel_thread);
+    }
+
+    #[test]
+    fn the_name_of_a_worker_of_the_kernel_is_without_its_work() {
+        let kernel = SLEEP.replace("4194304", "69238880");
+        let name = |name: &str| {
+            let stat = parse(format!("7 {}", kernel.replace("sl) ee)p", name)).as_bytes()).unwrap();
+            assert!(stat.is_kernel_thread);
+            String::from_utf8(stat.name).unwrap()
+        };
+        assert_eq!(name("kworker/u8:0-ext4-rsv-conversion"), "kworker/u8:0");
+        assert_eq!(name("kworker/1:0H+events"), "kworker/1:0H");
+        assert_eq!(name("kworker/R-rcu_gp"), "kworker/R-rcu_gp");
+        let user = SLEEP.replace("sl) ee)p", "kworker/1:0-x");
+        assert_eq!(parse(format!("7 {user}").as_bytes()).unwrap().name, b"kworker/1:0-x");
     }
 
     #[test]

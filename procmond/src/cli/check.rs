@@ -1,0 +1,106 @@
+//! `procmond check`: what would work and what would not, and why.
+//!
+//! Changes nothing: no directory is made, no log is opened.
+
+mod broker;
+mod log_dir;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use daemoneye_lib::display;
+use daemoneye_lib::paths::BROKER_SOCKET_VARIABLE;
+
+use crate::config::Config;
+use crate::source::SourceChoice;
+use report::{Finding, Report, Verdict};
+
+/// Arguments of `procmond check`.
+#[derive(Args, Debug)]
+#[command(after_help = "Exit code 0: `procmond run` would work. 1: it would not.")]
+pub struct CheckArgs {
+    /// Configuration file (TOML), as for `procmond run`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks at everything `procmond run` needs.
+#[must_use]
+pub fn run(args: &CheckArgs) -> ExitCode {
+    let mut report = Report::default();
+    match Config::load(args.config.as_deref(), &[]) {
+        Ok(config) => {
+            report.add(Finding::new("configuration", Verdict::Good, "every option is right"));
+            privileges(&mut report);
+            sources(config.source, &mut report);
+            log_dir::check(&config.wal_dir, config.disk_budget_bytes, &mut report);
+        }
+        Err(problems) => {
+            report.add(Finding::new("configuration", Verdict::Bad, problems.to_string()));
+            privileges(&mut report);
+            sources(SourceChoice::Auto, &mut report);
+        }
+    }
+    broker::check(std::env::var_os(BROKER_SOCKET_VARIABLE), &mut report);
+    match report.print(args.json) {
+        Ok(()) if report.is_good() => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("procmond: cannot write to standard output: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(unix)]
+fn privileges(report: &mut Report) {
+    let uid = rustix::process::geteuid();
+    let finding = if uid.is_root() {
+        Finding::new("privileges", Verdict::Good, "root: every process can be seen whole")
+    } else {
+        let uid = uid.as_raw();
+        let detail = format!(
+            "user {uid}: starts, stops, arguments and users of all processes can be seen; the \
+             program's path, working directory and namespaces only of this user's own. Run as root \
+             to see all of it"
+        );
+        Finding::new("privileges", Verdict::Limited, detail)
+    };
+    report.add(finding);
+}
+
+#[cfg(not(unix))]
+fn privileges(_report: &mut Report) {}
+
+fn sources(choice: SourceChoice, report: &mut Report) {
+    let finding = match choice.probe() {
+        Ok(table) => {
+            let count = table.processes.len();
+            // With `hidepid` an ordinary user sees only its own processes.
+            let hidden = cfg!(unix) && !table.processes.iter().any(|process| process.pid == 1);
+            let verdict = if hidden { Verdict::Limited } else { Verdict::Good };
+            let mut detail = format!("works and sees {count} processes");
+            if hidden {
+                detail += "; others are hidden from this user (/proc is mounted with hidepid)";
+            }
+            Finding::new("source poll", verdict, detail)
+        }
+        Err(error) => Finding::new("source poll", Verdict::Bad, error.to_string()),
+    };
+    report.add(finding);
+    report.add(Finding::new(
+        "sources ebpf, netlink",
+        Verdict::Limited,
+        "not in this version: what lives shorter than the interval cannot be seen",
+    ));
+}
+
+/// A path, safe for a terminal.
+fn shown(path: &std::path::Path) -> String {
+    display::escape(path.as_os_str().as_encoded_bytes()).to_string()
+}
