@@ -1,5 +1,6 @@
 //! `procmond watch` and `procmond check` as a user starts them.
-#![cfg(all(test, unix))]
+#![cfg(test)]
+#![cfg(unix)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Output, Stdio};
