@@ -74,6 +74,15 @@ fn crash_copy(dir: &Path) -> tempfile::TempDir {
     copy
 }
 
+/// Waits for what the writer does after it has told everybody.
+fn until(what: &str, met: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !met() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
 fn range(from: u64, to: u64) -> Vec<u64> {
     (from..=to).collect()
 }
@@ -319,11 +328,7 @@ fn w7_an_acknowledgement_alone_becomes_durable_by_itself() {
     let (log, _) = open(dir.path(), WalOptions::default());
     fill(&log, 3);
     log.acknowledge(Sequence(3)).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while log.stats().watermark_durable < Sequence(3) {
-        assert!(Instant::now() < deadline, "the watermark never became durable");
-        std::thread::yield_now();
-    }
+    until("the watermark is durable", || log.stats().watermark_durable == Sequence(3));
 }
 
 #[tokio::test]
@@ -338,13 +343,14 @@ async fn w7_segments_go_when_the_watermark_has_passed_their_last_record() {
         log.flush().await.unwrap();
         let (read, lost) = read(&log, 1);
         assert_eq!(lost, vec![], "what was acknowledged is no loss");
-        assert!(read[0] <= acknowledged + 1, "record {} is not acknowledged", read[0] - 1);
-        assert_eq!(read, range(read[0], 500));
+        // Segments may go while this reads.
+        let kept = read.partition_point(|&sequence| sequence <= acknowledged);
+        assert_eq!(read[kept..], range(acknowledged + 1, 500));
         let now = segments(dir.path()).len();
         assert!(now <= held);
         held = now;
     }
-    assert_eq!(held, 1);
+    until("one segment is left", || segments(dir.path()).len() == 1);
     assert_eq!(log.unacknowledged_bytes(), 0);
     let epoch = log.epoch();
     drop(log);
@@ -363,7 +369,9 @@ async fn w7_what_is_to_be_retained_stays() {
     log.acknowledge(Sequence(500)).unwrap();
     log.flush().await.unwrap();
     let (read, _) = read(&log, 1);
-    assert!(read[0] > 1 && read[0] <= 250, "from {}", read[0]);
+    assert!(read[0] <= 250, "from {}", read[0]);
+    until("what is older is gone", || self::read(&log, 1).0[0] > 200);
+    assert!(self::read(&log, 1).0[0] <= 250);
 }
 
 #[tokio::test]
@@ -371,7 +379,8 @@ async fn w9_at_the_budget_appends_are_refused_and_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let options = WalOptions { segment_bytes: 8192, disk_budget_bytes: 32_768, ..quick() };
     let (log, _) = open(dir.path(), options.clone());
-    for round in 0..3 {
+    for round in 1..=3 {
+        let before = log.last();
         let refused = loop {
             let next = log.last().next().0;
             match log.submit(3, next as i64, &payload(next)) {
@@ -381,15 +390,15 @@ async fn w9_at_the_budget_appends_are_refused_and_come_back() {
             }
         };
         assert!(matches!(refused, WalError::BudgetSpent { budget_bytes: 32_768, .. }));
+        assert!(log.last().since(before) > 100, "only {} were taken", log.last().since(before));
         log.flush().await.unwrap();
         let on_disk: u64 =
             segments(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
         assert!(on_disk <= 32_768 + 8192, "{on_disk} bytes");
-        assert!(log.submit(3, 0, &[0; 100]).is_err());
-        assert_eq!(log.stats().refused, vec![(3, (round + 1) * 2)]);
+        assert_eq!(log.stats().refused, vec![(3, round)]);
         // Everything has been committed by the consumers: the room comes back by itself.
         log.acknowledge(log.last()).unwrap();
-        log.flush().await.unwrap();
+        until("there is room", || log.stats().used_bytes < 16_384);
     }
 }
 
