@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
@@ -111,7 +111,7 @@ pub(crate) async fn serve<P: Peer>(
                     Err(error) => return last_read(peer, decoder, reader, error).await,
                 }
             }
-            read = reader.read_buf(decoder.buffer()), if flow == Flow::Open => {
+            read = decoder.read_from(&mut reader), if flow == Flow::Open => {
                 silent = 0;
                 match read {
                     Ok(0) => return End::Lost(io::ErrorKind::UnexpectedEof.into()),
@@ -155,7 +155,7 @@ async fn last_read<P: Peer>(
     error: io::Error,
 ) -> End {
     let read_all = async {
-        while let Ok(1..) = reader.read_buf(decoder.buffer()).await {
+        while let Ok(1..) = decoder.read_from(&mut reader).await {
             if receive(peer, decoder) == Flow::Close {
                 return End::Closed;
             }

@@ -9,7 +9,7 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 use crate::wire::EntryHeader;
 
 /// Slices of a read buffer shorter than this are copied when they are to wait. As a slice, each
-/// would keep a whole 64 KiB block: a queue of 4 MiB could pin gigabytes.
+/// would keep the whole block it was read into: a queue of 4 MiB could pin gigabytes.
 const DETACH_BYTES: usize = 16 * 1024;
 
 /// `bytes`, copied if they are short.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use interprocess::local_socket::tokio::Stream;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::Notify;
 
 use super::Shared;
@@ -130,7 +130,7 @@ impl Session {
         let wake = Arc::clone(&self.wake);
         while !self.shared.core().has_answered(self.id) {
             let read = tokio::select! {
-                read = reader.read_buf(decoder.buffer()) => read?,
+                read = decoder.read_from(reader) => read?,
                 // The broker may be shutting down.
                 () = wake.notified() => continue,
             };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use interprocess::local_socket::tokio::Stream;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Notify;
 
 use super::error::{CloseReason, ConnectError};
@@ -100,7 +100,7 @@ pub(super) async fn handshake(
                 None => {}
             }
         } else {
-            let read = reader.read_buf(decoder.buffer()).await;
+            let read = decoder.read_from(reader).await;
             if !matches!(read, Ok(1..)) {
                 let source = match (written, read) {
                     (Err(error), _) | (_, Err(error)) => error,
