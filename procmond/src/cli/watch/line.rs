@@ -87,13 +87,19 @@ impl LineStyle {
 
     /// Asked for each line: a window may be resized.
     fn width(&self) -> Option<usize> {
-        #[cfg(unix)]
-        if self.follow_width {
-            let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
-            return (size.ws_col > 0).then_some(usize::from(size.ws_col));
-        }
-        None
+        self.follow_width.then(terminal_width).flatten()
     }
+}
+
+#[cfg(unix)]
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+#[cfg(not(unix))]
+const fn terminal_width() -> Option<usize> {
+    None
 }
 
 /// `name[pid]` of the parent.
