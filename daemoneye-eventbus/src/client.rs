@@ -126,9 +126,7 @@ impl Client {
     ) -> Result<(Self, Welcome), ConnectError> {
         let timeout = options.connect_timeout;
         let connect = async {
-            let stream = transport::connect(socket).await?;
-            let stream = Arc::new(stream);
-            let halves = (io::Shared(Arc::clone(&stream)), io::Shared(stream));
+            let halves = transport::split(transport::connect(socket).await?);
             Self::introduce(halves, socket, options, position).await
         };
         tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| {

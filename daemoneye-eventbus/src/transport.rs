@@ -4,9 +4,14 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use interprocess::local_socket::tokio::{Listener, Stream, prelude::*};
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, Name};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::broker::BindError;
 use crate::client::ConnectError;
@@ -81,6 +86,54 @@ pub(crate) async fn connect(socket: &Path) -> Result<Stream, ConnectError> {
     Ok(stream)
 }
 
+/// One of two owners of a stream, for reading or writing. `interprocess`'s own halves are
+/// deprecated in favour of this, and its stream writes only the first of several buffers, which
+/// would cost a system call, and a wake-up of the peer, for each.
+#[derive(Debug)]
+pub(crate) struct Half(Arc<Stream>);
+
+/// Both halves of a stream. The socket is closed when both are dropped.
+pub(crate) fn split(stream: Stream) -> (Half, Half) {
+    let stream = Arc::new(stream);
+    (Half(Arc::clone(&stream)), Half(stream))
+}
+
+impl AsyncRead for Half {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut &*self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Half {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut &*self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        platform::poll_write_vectored(&self.0, cx, bufs)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut &*self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut &*self.0).poll_shutdown(cx)
+    }
+}
+
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerIdentity {
@@ -107,6 +160,15 @@ mod platform {
     pub(super) fn check_path(socket: &Path) -> Result<(), usize> {
         let bytes = socket.as_os_str().as_bytes().len();
         if bytes > SOCKET_PATH_BYTES_MAX { Err(bytes) } else { Ok(()) }
+    }
+
+    pub(super) fn poll_write_vectored(
+        stream: &Stream,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Stream::UdSocket(stream) = stream;
+        Pin::new(&mut &*stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_ours(uid: u32) -> bool {
@@ -236,6 +298,14 @@ mod platform {
 
     pub(super) fn prepare_directory(_socket: &Path) -> Result<(), BindError> {
         Ok(())
+    }
+
+    pub(super) fn poll_write_vectored(
+        stream: &Stream,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut &*stream).poll_write_vectored(cx, bufs)
     }
 
     /// A pipe's name is no place for a file: the lock lies in the user's temporary directory.

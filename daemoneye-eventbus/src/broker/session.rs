@@ -23,10 +23,9 @@ pub(super) fn spawn(shared: &Arc<Shared>, stream: Stream) {
                 (Session::new(shared, peer.pid, false), shared.abandon.subscribe());
             match session {
                 Some(session) => {
-                    // Both halves borrow the stream: `interprocess`'s own halves would keep the
-                    // socket open until the later of the two is dropped.
+                    let (reader, writer) = transport::split(stream);
                     tokio::spawn(async move {
-                        session.run(&stream, &stream, abandon).await;
+                        session.run(reader, writer, abandon).await;
                     });
                     return;
                 }

@@ -3,18 +3,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use interprocess::local_socket::tokio::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::error::{CloseReason, ConnectError};
-use super::shared::{Reply, Shared as ClientShared, Sink};
+use super::shared::{Reply, Shared, Sink};
 use crate::connection::{self, End, Failure, Flow, Peer};
 use crate::event::Message;
 use crate::queue::Run;
@@ -23,47 +20,6 @@ use crate::wire::{
     Deliver, Entries, Frame, FrameDecoder, GoodbyeCode, Kind, MessageFrame, Refused,
     UndeliverableCode, Welcome, WireError,
 };
-
-/// One of two owners of a stream, reading or writing. `interprocess`'s own halves are deprecated
-/// in favour of this.
-#[derive(Debug)]
-pub(super) struct Shared(pub(super) Arc<Stream>);
-
-impl AsyncRead for Shared {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut &*self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Shared {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut &*self.0).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut &*self.0).poll_write_vectored(cx, bufs)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut &*self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut &*self.0).poll_shutdown(cx)
-    }
-}
 
 /// Says Hello and waits for the answer. What arrives behind it stays in `decoder`.
 pub(super) async fn handshake(
@@ -115,7 +71,7 @@ pub(super) async fn handshake(
 /// The connection's task.
 #[derive(Debug)]
 pub(super) struct ClientIo {
-    shared: Arc<ClientShared>,
+    shared: Arc<Shared>,
     /// The broker's aliases. Replaced, not changed, when one is added, for queued runs refer to it.
     topics: Arc<Vec<Option<Topic>>>,
     /// The sinks that have been used; asking the shared table every time would cost its lock.
@@ -127,7 +83,7 @@ pub(super) struct ClientIo {
 }
 
 impl ClientIo {
-    pub(super) fn new(shared: Arc<ClientShared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
             topics: Arc::default(),
