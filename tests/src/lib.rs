@@ -1,1 +1,40 @@
-//! Placeholder for the first slice.
+//! What the end-to-end tests share: the real binaries, started in directories of their own, and
+//! ways to look at what they left behind.
+
+mod agent;
+mod bins;
+mod children;
+mod feeder;
+mod guarded;
+mod random;
+mod schedule;
+mod store;
+mod wait;
+
+pub use agent::{Agent, AgentBuilder, lock_holder};
+pub use bins::bin;
+pub use children::Marked;
+pub use feeder::Feeder;
+pub use guarded::Guarded;
+pub use random::Random;
+pub use schedule::{alone, beside_others};
+pub use store::Store;
+pub use wait::{until, until_some};
+
+use std::process::Child;
+
+/// Sends a signal to a child of this process.
+///
+/// # Panics
+/// If the child is gone and reaped.
+pub fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, signal).expect("the child can be signalled");
+}
+
+/// Sends a signal to any process; a process that is gone is no error.
+pub fn signal_pid(pid: u32, signal: rustix::process::Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}

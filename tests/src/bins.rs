@@ -1,0 +1,34 @@
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The path of one of the workspace's binaries, built with the profile of the running test.
+///
+/// Cargo builds binaries only for the tests of their own package, so the first call builds them.
+///
+/// # Panics
+/// If they do not build.
+pub fn bin(name: &str) -> PathBuf {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(build).join(name)
+}
+
+fn build() -> PathBuf {
+    let test = std::env::current_exe().expect("the test's own path");
+    // <target>/<profile>/deps/<test>
+    let profile = test.parent().and_then(Path::parent).expect("a test below the target directory");
+    let target = profile.parent().expect("a profile below the target directory");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .args(["build", "--locked", "--quiet", "--bins"])
+        .args(["--package", "procmond", "--package", "daemoneye-agent"])
+        .arg("--target-dir")
+        .arg(target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo can be run");
+    assert!(status.success(), "the binaries do not build: {status}");
+    profile.to_path_buf()
+}
