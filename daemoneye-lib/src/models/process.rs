@@ -19,6 +19,25 @@ use crate::redaction::RedactedArgv;
 ///
 /// What the source does not know is `None`, never a made-up zero. A stop carries what was known of
 /// the process while it lived, so that it can be read without its start.
+///
+/// ```
+/// use daemoneye_lib::models::event::Event;
+/// use daemoneye_lib::models::process::ProcessEventKind;
+///
+/// // As it comes out of the log or from the bus.
+/// let payload = b"\
+///     \x01\x00\x01\x01\x01\x01\x12\x01\x01\x01\xfc\x00\xca\x9a\x3b\x00\x01\xfb\x00\
+///     \x10\x3f\x2a\x9c\x1e\x01\x02\x43\x04\x85\x06\x07\x08\x09\x0a\x0b\x0c\xfb\x67\
+///     \x12\xfc\x40\xe2\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\
+///     \x00\x00\x00\x00\x00\x00\xfd\x00\x94\x89\xe3\xfc\x39\x2f\x2f\x00\x02\x00\x00";
+/// let Event::Process(event) = Event::decode(payload)? else { panic!("a gap") };
+/// assert_eq!(event.pid(), 4711);
+/// assert_eq!(event.key.to_string(), "3f2a9c1e-4711-123456.0");
+/// let ProcessEventKind::Stop(exit) = event.kind else { panic!("not a stop") };
+/// assert_eq!((exit.signal, exit.run_time_ns), (Some(9), Some(1_000_000_000)));
+/// assert_eq!(event.exe, None, "not known");
+/// # Ok::<(), daemoneye_lib::models::event::DecodeError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode, Serialize)]
 pub struct ProcessEvent {
     /// What happened.
@@ -29,7 +48,8 @@ pub struct ProcessEvent {
     pub key: ProcessKey,
     /// How exactly `key` tells apart two lives of one pid.
     pub key_precision: KeyPrecision,
-    /// The pid of the parent that started it, even if that has ended since; 0 for the kernel.
+    /// The pid of its parent when it was first seen, even if that has ended since; 0 for the
+    /// kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ppid: Option<u32>,
     /// The identity of that parent, where the parent was known.

@@ -98,11 +98,7 @@ impl Procfs {
         let stat = match self.stat(&dir) {
             Ok(Some(stat)) => stat,
             Ok(None) => return Ok(None),
-            Err(SourceError::Unreadable { source, .. })
-                if source.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                return Ok(self.hidden(pid));
-            }
+            Err(error) if is_refused(&error) => return Ok(self.hidden(pid)),
             Err(error) => return Err(error),
         };
         let ids = self.ids(&dir)?;
@@ -199,8 +195,12 @@ impl Procfs {
     }
 
     fn ids(&mut self, dir: &Path) -> Result<Option<Ids>, SourceError> {
-        let path = dir.join("status");
-        Ok(if read(&path, &mut self.buffer)? { stat::parse_ids(&self.buffer) } else { None })
+        match read(&dir.join("status"), &mut self.buffer) {
+            Ok(true) => Ok(stat::parse_ids(&self.buffer)),
+            Ok(false) => Ok(None),
+            Err(error) if is_refused(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -281,6 +281,12 @@ fn read(path: &Path, buffer: &mut Vec<u8>) -> Result<bool, SourceError> {
 fn is_gone(error: &io::Error) -> bool {
     // ESRCH, which std has no kind for.
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3)
+}
+
+/// Whether we may not look, as under `hidepid`.
+fn is_refused(error: &SourceError) -> bool {
+    matches!(error, SourceError::Unreadable { source, .. }
+        if source.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Whether an error is about us and not about what was read: ENOMEM, ENFILE, EMFILE.

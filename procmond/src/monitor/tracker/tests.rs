@@ -146,7 +146,14 @@ fn lives_within_one_tick_have_generations() {
     assert_eq!(short(&tracker.observe(look(1101, vec![]))), ["-20@1099.0"]);
     assert_eq!(short(&tracker.observe(look(1102, vec![alive(20, 1099)]))), ["+20@1099.1"]);
     assert_eq!(short(&tracker.observe(look(1103, vec![]))), ["-20@1099.1"]);
-    // And this is remembered no longer than it can matter.
+    // Also by the next run, and no longer than it can matter.
+    let mut tracker = through_bytes(&tracker);
+    assert_eq!(short(&tracker.observe(look(1104, vec![alive(20, 1103)]))), ["+20@1103.0"]);
+    let mut tracker = new();
+    tracker.observe(look(1100, vec![alive(20, 1100)]));
+    tracker.observe(look(1100, vec![]));
+    let mut tracker = through_bytes(&tracker);
+    assert_eq!(short(&tracker.observe(look(1101, vec![alive(20, 1100)]))), ["+20@1100.1"]);
     tracker.observe(look(2000, vec![]));
     assert!(tracker.ended.keys.is_empty());
 }

@@ -171,6 +171,30 @@ fn the_next_life_of_a_pid_is_another_process() {
     assert!(table.processes[0].facts.is_some(), "its facts are not those of the one before");
 }
 
+/// The reader is held at the arguments, by a pipe in their place, while the pid passes on.
+#[test]
+fn what_is_read_while_a_pid_passes_on_is_not_believed() {
+    let (dir, mut procfs) = fake(STAT);
+    let cmdline = dir.path().join("7/cmdline");
+    fs::remove_file(&cmdline).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &cmdline, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let stat = dir.path().join("7/stat");
+    let next_life = std::thread::spawn(move || {
+        // Opens when the reader has opened it.
+        let mut arguments = fs::OpenOptions::new().write(true).open(&cmdline).unwrap();
+        fs::write(&stat, STAT.replace("123456", "123999")).unwrap();
+        std::io::Write::write_all(&mut arguments, b"of\0the\0next\0").unwrap();
+    });
+    let table = procfs.scan().unwrap();
+    next_life.join().unwrap();
+    let process = &table.processes[0];
+    assert_eq!((process.start_centis, process.ended), (123_456, Some(Exit::default())));
+    let facts = process.facts.as_ref().unwrap();
+    assert_eq!((&facts.name, &facts.argv, &facts.exe), (&Some("x".into()), &None, &None));
+    assert_eq!(facts.completeness, Completeness::EnrichedLate);
+}
+
 #[test]
 fn a_change_of_user_is_told() {
     let (dir, mut procfs) = fake(STAT);
