@@ -25,6 +25,8 @@ pub(super) enum Form {
     Value,
     /// All of it, and only in the same word: alone the option asks for the secret.
     Attached,
+    /// All of it, in the next word: the option begins the names of others.
+    Alone,
     /// What follows this byte.
     After(u8),
 }
@@ -183,6 +185,7 @@ const CLIENTS: &[Client] = &[
         valued: b"vlauxnrtOmMLe",
         ..PLAIN
     },
+    Client { programs: &["openssl"], secret: &[(b'k', Form::Alone), (b'K', Form::Alone)], ..PLAIN },
     Client { programs: &["lftp"], secret: &[(b'u', Form::After(b','))], valued: b"pefc", ..PLAIN },
     Client {
         programs: &["docker", "podman", "nerdctl", "buildah", "skopeo", "helm", "az", "oc", "cf"],

@@ -77,6 +77,8 @@ const ABOUT: &[&[u8]] = &[
     b"helper",
     b"env",
     b"class",
+    b"max",
+    b"min",
 ];
 
 /// A first word that makes it a yes or no: `--no-password`.

@@ -130,9 +130,11 @@ impl<'s> Scan<'s> {
         let name = &bytes[dashes..];
         let whole_name = name.iter().all(|byte| names::is_name_byte(*byte));
         let short = dashes == 1 && bytes[0] == b'-';
-        if let (true, true, Some(client)) = (short, self.active, self.client) {
-            // First, for the secret behind a short option may look like a telling name.
-            self.short_options(client, word);
+        // First, for a secret right behind its short option may look like a telling name.
+        if let (true, true, Some(client)) = (short, self.active, self.client)
+            && self.short_options(client, word)
+        {
+            return;
         }
         if name.len() > 1 && whole_name && names::is_secret(name) {
             self.next = Next::SecretOrOption;
@@ -155,14 +157,20 @@ impl<'s> Scan<'s> {
         }
     }
 
-    /// A dash, short options without a value, and perhaps one with a value at the end.
-    fn short_options(&mut self, client: &Client, word: &Word<'_>) {
+    /// A dash, short options without a value, and perhaps one with a value at the end. True: the
+    /// word cannot be anything else.
+    fn short_options(&mut self, client: &Client, word: &Word<'_>) -> bool {
         let bytes = &*word.bytes;
         for at in 1..bytes.len() {
             let rest = at + 1..bytes.len();
             if let Some((_, form)) = client.secret.iter().find(|(letter, _)| *letter == bytes[at]) {
                 match form {
-                    Form::Attached => self.secrets.mark(word, rest),
+                    Form::Attached => {
+                        self.secrets.mark(word, rest);
+                        return true;
+                    }
+                    Form::Alone if bytes.len() > 2 => {}
+                    Form::Alone => self.next = Next::SecretOrOption,
                     Form::Value if rest.is_empty() => self.next = Next::SecretOrOption,
                     Form::Value => self.secrets.mark(word, rest),
                     Form::After(separator) if rest.is_empty() => {
@@ -174,15 +182,16 @@ impl<'s> Scan<'s> {
                         }
                     }
                 }
-                return;
+                return false;
             }
             if client.valued.contains(&bytes[at]) {
                 if rest.is_empty() {
                     self.next = Next::Value;
                 }
-                return;
+                return false;
             }
         }
+        false
     }
 
     fn operand(&mut self, word: &Word<'_>) {

@@ -47,7 +47,8 @@ fn clients_that_take_a_secret_behind_a_short_option() {
     check(&["mariadb-dump", "-p@@"], &["mariadb-dump", "-p##"]);
     check(&["mysql", "-Bp@@"], &["mysql", "-Bp##"]);
     // With the secret the option read as the long option `pw`, whose value would be the next word.
-    check(&["mysql", "-pw_@@"], &["mysql", "-p##"]);
+    check(&["mysql", "-pw_@@", "db"], &["mysql", "-p##", "db"]);
+    check(&["openssl", "enc", "-k", "@@"], &["openssl", "enc", "-k", "##"]);
     check(&["sudo", "-u", "bob", "mysql", "-p@@"], &["sudo", "-u", "bob", "mysql", "-p##"]);
     check(&["env", "A=b", "mysqladmin", "-p@@"], &["env", "A=b", "mysqladmin", "-p##"]);
     check(
@@ -154,6 +155,8 @@ fn innocent_arguments_stay_as_they_are() {
         "docker build --secret id=x,src=y .",
         "ssh://git@github.com/x",
         "curl -s -k -L https://h/",
+        "openssl req -key k.pem -keyout o.pem",
+        "gcc -DPASSWORD_MAX=5 x.c",
     ] {
         let args: Vec<&str> = line.split(' ').collect();
         assert_eq!(redacted(&args), args);
