@@ -14,6 +14,12 @@ use serde_json::Value;
 
 use crate::store::StoredEvent;
 
+/// Where the command begins.
+const COMMAND_AT: usize = 70;
+
+/// What is left of a command however narrow the terminal is.
+const COMMAND_MIN: usize = 20;
+
 /// How events are printed.
 #[derive(Clone, Debug)]
 pub enum Format {
@@ -25,6 +31,8 @@ pub enum Format {
         colour: bool,
         /// The zone times are shown in.
         zone: TimeZone,
+        /// Whether lines are cut to the width of the terminal that standard output is.
+        cut: bool,
     },
 }
 
@@ -36,12 +44,13 @@ impl Format {
         if json {
             return Self::Json;
         }
+        let terminal = io::stdout().is_terminal();
         let colour = wants_colour(
-            io::stdout().is_terminal(),
+            terminal,
             std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()),
             std::env::var_os("TERM").is_some_and(|term| term == "dumb"),
         );
-        Self::Columns { colour, zone: TimeZone::system() }
+        Self::Columns { colour, zone: TimeZone::system(), cut: terminal }
     }
 }
 
@@ -70,10 +79,12 @@ impl<W: Write> EventPrinter<W> {
     pub fn print(&mut self, event: &StoredEvent) -> io::Result<()> {
         match &self.format {
             Format::Json => json_line(&mut self.out, event),
-            Format::Columns { colour, zone } => {
+            Format::Columns { colour, zone, cut } => {
                 let (colour, zone) = (*colour, zone.clone());
+                // Asked for each line: a window may be resized.
+                let width = cut.then(terminal_width).flatten();
                 self.head(colour)?;
-                columns(&mut self.out, event, colour, zone)
+                columns(&mut self.out, event, colour, zone, width)
             }
         }
     }
@@ -113,6 +124,7 @@ fn columns(
     event: &StoredEvent,
     colour: bool,
     zone: TimeZone,
+    width: Option<usize>,
 ) -> io::Result<()> {
     // The text comes from our own writer, but a file can be edited: what is not JSON is shown
     // with nothing known about it.
@@ -136,11 +148,41 @@ fn columns(
         _ => text(&event.exe),
     };
     let details = describe::details(&json);
+    let (command, details) = fit(command, details, width);
     match (command.is_empty(), details.is_empty()) {
         (_, true) => writeln!(out, "{command}"),
         (true, false) => writeln!(out, "{on}{details}{off}"),
         (false, false) => writeln!(out, "{command}  {dim}{details}{undim}"),
     }
+}
+
+/// Cuts the command, and failing that the details, so that the line ends at `width`.
+fn fit(command: String, details: String, width: Option<usize>) -> (String, String) {
+    let Some(width) = width else { return (command, details) };
+    let room = width.saturating_sub(COMMAND_AT).max(COMMAND_MIN);
+    let details = cut(details, room);
+    // Two blanks between them.
+    let taken = if details.is_empty() { 0 } else { details.chars().count() + 2 };
+    (cut(command, room.saturating_sub(taken).max(COMMAND_MIN)), details)
+}
+
+fn cut(text: String, room: usize) -> String {
+    if text.chars().count() <= room {
+        return text;
+    }
+    let kept: String = text.chars().take(room.saturating_sub(1)).collect();
+    kept + "…"
+}
+
+#[cfg(unix)]
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+#[cfg(not(unix))]
+const fn terminal_width() -> Option<usize> {
+    None
 }
 
 fn style(kind: &str) -> Style {
@@ -248,7 +290,7 @@ mod tests {
     }
 
     fn columns_without_colour(event: &StoredEvent) -> String {
-        let shown = show(event, Format::Columns { colour: false, zone: TimeZone::UTC });
+        let shown = show(event, Format::Columns { colour: false, zone: TimeZone::UTC, cut: false });
         shown.lines().nth(1).unwrap_or_default().to_owned()
     }
 
@@ -258,7 +300,8 @@ mod tests {
             "events.process.start",
             serde_json::json!({ "type": "process", "kind": "start", "existing": false }),
         );
-        let shown = show(&event, Format::Columns { colour: false, zone: TimeZone::UTC });
+        let shown =
+            show(&event, Format::Columns { colour: false, zone: TimeZone::UTC, cut: false });
         assert_eq!(
             shown,
             "TIME                    KIND       PID    PPID    UID NAME            COMMAND\n\
@@ -322,7 +365,8 @@ mod tests {
         event.name = Some(evil.into());
         event.cmdline = Some(evil.into());
         event.stream = evil.into();
-        let formats = [Format::Json, Format::Columns { colour: false, zone: TimeZone::UTC }];
+        let formats =
+            [Format::Json, Format::Columns { colour: false, zone: TimeZone::UTC, cut: false }];
         for raw in [event.event.clone(), evil.to_owned(), format!("{{\"a\":\n\"{evil}\"}}")] {
             event.event = raw;
             for format in formats.clone() {
@@ -347,13 +391,27 @@ mod tests {
     }
 
     #[test]
+    fn lines_end_where_the_terminal_does() {
+        let event = stored("events.process.stop", serde_json::json!({ "exit_code": 3 }));
+        let shown = |width| {
+            let mut out = Vec::new();
+            columns(&mut out, &event, false, TimeZone::UTC, Some(width)).unwrap();
+            String::from_utf8(out).unwrap()[COMMAND_AT..].trim_end().to_owned()
+        };
+        assert_eq!(shown(200), "sleep 10  exit code 3");
+        assert_eq!(fit("é".repeat(50), "exit".into(), Some(110)).0, "é".repeat(33) + "…");
+        assert_eq!(fit("c".into(), "d".repeat(90), Some(90)).1.chars().count(), 20);
+        assert_eq!(fit("c".repeat(50), String::new(), Some(10)).0.chars().count(), COMMAND_MIN);
+    }
+
+    #[test]
     fn colour_only_where_it_is_wanted() {
         assert!(wants_colour(true, false, false));
         assert!(!wants_colour(false, false, false));
         assert!(!wants_colour(true, true, false));
         assert!(!wants_colour(true, false, true));
         let event = stored("events.process.stop", Value::Null);
-        let shown = show(&event, Format::Columns { colour: true, zone: TimeZone::UTC });
+        let shown = show(&event, Format::Columns { colour: true, zone: TimeZone::UTC, cut: false });
         assert!(shown.contains("\u{1b}[31mstop"), "{shown:?}");
     }
 }

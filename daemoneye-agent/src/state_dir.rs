@@ -103,7 +103,7 @@ impl StateDir {
     /// The directory of procmond's log, where no other was configured.
     #[must_use]
     pub fn procmond_log(&self) -> PathBuf {
-        self.root.join("procmond")
+        self.root.join(daemoneye_lib::paths::WAL_DIR)
     }
 }
 

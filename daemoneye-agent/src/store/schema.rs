@@ -173,3 +173,22 @@ fn parse_stream(text: &str) -> rusqlite::Result<StreamId> {
 fn conversion(error: Box<dyn std::error::Error + Send + Sync>) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a power cut may not take back must be synced when the commit returns.
+    #[test]
+    fn commits_are_synced_before_they_return() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = open_writer(&dir.path().join("events.db")).unwrap();
+        let ask = |pragma: &str| -> String {
+            let value: rusqlite::types::Value =
+                connection.pragma_query_value(None, pragma, |row| row.get(0)).unwrap();
+            format!("{value:?}")
+        };
+        assert_eq!(ask("journal_mode"), "Text(\"wal\")");
+        assert_eq!(ask("synchronous"), "Integer(2)");
+    }
+}

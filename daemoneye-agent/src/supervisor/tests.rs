@@ -1,4 +1,5 @@
-//! The supervisor over `/bin/sh` collectors, with pauses short enough to watch.
+//! The supervisor over `/bin/sh` collectors, with pauses short enough to watch. Those that stay do
+//! so while their directory is there, so that a test that fails leaves none behind.
 
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -156,7 +157,7 @@ async fn a_program_that_is_not_there_is_tried_again() {
 async fn a_child_gets_its_environment_a_group_of_its_own_and_sigterm() {
     let script = "trap 'echo bye > bye; exit 0' TERM; \
          echo \"$DAEMONEYE_BROKER_SOCKET $$ $(ps -o pgid= -p $$)\" > hello; \
-         while :; do sleep 0.01; done";
+         while [ -d \"$PWD\" ]; do sleep 0.01; done";
     let bench = supervise(script, |_, _| {});
     let hello = bench.until_file("hello").await;
     let words: Vec<_> = hello.split_whitespace().collect();
@@ -171,7 +172,10 @@ async fn a_child_gets_its_environment_a_group_of_its_own_and_sigterm() {
 
 #[tokio::test]
 async fn a_child_that_ignores_sigterm_is_killed_after_the_grace() {
-    let bench = supervise("trap '' TERM; echo $$ > hello; while :; do sleep 0.01; done", |_, _| {});
+    let bench = supervise(
+        "trap '' TERM; echo $$ > hello; while [ -d \"$PWD\" ]; do sleep 0.01; done",
+        |_, _| {},
+    );
     let pid: u32 = bench.until_file("hello").await.trim().parse().unwrap();
     assert!(is_alive(pid));
     let status = bench.end().await;
@@ -181,12 +185,13 @@ async fn a_child_that_ignores_sigterm_is_killed_after_the_grace() {
 
 #[tokio::test]
 async fn the_holder_of_the_log_is_adopted_and_replaced_when_it_goes_away() {
-    let mut bench = supervise("echo $$ > started; sleep 60", |dir, fake| {
-        let lock = fs::File::create(dir.join("lock")).unwrap();
-        lock.try_lock().unwrap();
-        fs::write(dir.join("lock"), "4711\n").unwrap();
-        *fake.0.lock.lock().unwrap() = Some(lock);
-    });
+    let mut bench =
+        supervise("echo $$ > started; while [ -d \"$PWD\" ]; do sleep 0.01; done", |dir, fake| {
+            let lock = fs::File::create(dir.join("lock")).unwrap();
+            lock.try_lock().unwrap();
+            fs::write(dir.join("lock"), "4711\n").unwrap();
+            *fake.0.lock.lock().unwrap() = Some(lock);
+        });
     bench
         .until("waiting", |status| status.state == SupervisorState::Waiting { holder: Some(4711) })
         .await;
