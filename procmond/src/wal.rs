@@ -43,6 +43,7 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 mod error;
 mod format;
 mod group;
+mod inspect;
 mod lock;
 mod reader;
 mod recovery;
@@ -56,6 +57,7 @@ mod wait;
 mod writer;
 
 pub use error::WalError;
+pub use inspect::{Inspection, Problem, ProblemKind, SegmentIdentity, SegmentReport, inspect};
 pub use reader::{Entry, LostReason, Record, WalReader};
 pub use wait::Durable;
 

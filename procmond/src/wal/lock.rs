@@ -12,7 +12,17 @@ use super::WalError;
 /// dies, so a file left behind is no obstacle; it is never removed, because removing it would let
 /// two processes hold two files of one name.
 pub(crate) struct DirLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing alone is not enough: a child that another thread is just starting shares the
+        // open file until it executes its program.
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "cannot unlock the log directory");
+        }
+    }
 }
 
 impl DirLock {
@@ -41,7 +51,7 @@ impl DirLock {
         if let Err(error) = written {
             tracing::warn!(?path, %error, "cannot write our pid into the lock file");
         }
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 

@@ -149,11 +149,12 @@ impl Reading {
         }
         self.learn(&label);
         let mut bytes = found.bytes;
-        // The last readable segment before the end or before an unreadable one has to be read:
-        // nothing else says where it ends.
-        let last = match follower.map(|follower| follower.label) {
-            Some(Some(next)) => next.first.prev().max(label.first.prev()),
-            _ => {
+        // A segment before the end, before an unreadable or a missing one has to be read: nothing
+        // else says where it ends.
+        let next = follower.filter(|follower| follower.number == found.number + 1);
+        let last = match next.and_then(|next| next.label) {
+            Some(next) => next.first.prev().max(label.first.prev()),
+            None => {
                 let contents = segment::read_contents(&*found.file, &found.path, &label, None)?;
                 self.learn(&contents.newest);
                 for damage in &contents.damage {

@@ -112,18 +112,9 @@ pub(crate) fn read_label(
     number: u64,
 ) -> Result<Option<Label>, WalError> {
     let failed = |source| WalError::io("read", path, source);
-    let mut header = [0; HEADER_BYTES];
-    let mut filled = 0;
-    while filled < HEADER_BYTES {
-        match file.read_at(&mut header[filled..], filled as u64).map_err(failed)? {
-            0 => break,
-            got => filled += got,
-        }
-    }
-    match read_header(&header[..filled]) {
-        Header::Whole(label) if label.segment == number => return Ok(Some(label)),
-        // A copy of another segment under this name: its records belong to that number.
-        Header::Whole(_) => return Ok(None),
+    match header_of(file, path)? {
+        // A copy of another segment under this name has records that belong to that number.
+        Header::Whole(label) => return Ok((label.segment == number).then_some(label)),
         Header::Unknown { version, codec } => {
             return Err(WalError::UnknownFormat { path: path.to_owned(), version, codec });
         }
@@ -138,6 +129,24 @@ pub(crate) fn read_label(
             Step::Tail { .. } => return Ok(None),
         }
     }
+}
+
+/// Whether a segment's label stands in its header, and not only in a copy of it.
+pub(crate) fn has_whole_header(file: &dyn StorageFile, path: &Path) -> Result<bool, WalError> {
+    Ok(matches!(header_of(file, path)?, Header::Whole(_)))
+}
+
+fn header_of(file: &dyn StorageFile, path: &Path) -> Result<Header, WalError> {
+    let mut header = [0; HEADER_BYTES];
+    let mut filled = 0;
+    while filled < HEADER_BYTES {
+        match file.read_at(&mut header[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(got) => filled += got,
+            Err(source) => return Err(WalError::io("read", path, source)),
+        }
+    }
+    Ok(read_header(&header[..filled]))
 }
 
 /// The newest that a segment's frames say.

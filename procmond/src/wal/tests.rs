@@ -322,7 +322,7 @@ fn segments_of_another_log_are_left_alone() {
     for acknowledged in 150..153 {
         let (log, recovery) = open_on(&working(), dir.path(), small());
         assert_eq!(log.stream(), stream);
-        assert_eq!(recovery.foreign, [placed.clone()]);
+        assert_eq!(recovery.foreign, std::slice::from_ref(&placed));
         assert_eq!(read(&log), numbers(acknowledged + 1, 200));
         log.acknowledge(Sequence(acknowledged + 1)).unwrap();
     }
