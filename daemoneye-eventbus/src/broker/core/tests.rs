@@ -1,8 +1,15 @@
 //! The broker's decisions, without sockets or time.
 
+use bytes::{Bytes, BytesMut};
+use daemoneye_lib::stream::{Epoch, Sequence};
+
 use super::*;
-use crate::wire::{Entries, FrameDecoder, Hello, append_entry};
-use daemoneye_lib::stream::Epoch;
+use crate::event::{AckLevel, Committed, Position, Role};
+use crate::topic::Topic;
+use crate::wire::{
+    ALIASES_MAX, Entries, FrameDecoder, Hello, MessageFrame, Publish, SubscribeFrame,
+    SubscribeKind, UndeliverableCode, append_entry,
+};
 
 struct Bus {
     core: Core,

@@ -1,0 +1,75 @@
+//! Control messages and their replies.
+
+use bytes::BytesMut;
+
+use super::conn::Subscription;
+use super::{ConnId, Core};
+use crate::event::Role;
+use crate::rights;
+use crate::wire::{Frame, MessageFrame, Undeliverable, UndeliverableCode};
+
+impl Core {
+    pub(super) fn message(&mut self, id: ConnId, message: MessageFrame) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(identity) = &conn.identity else { return };
+        let own_reply_topic = format!("{}{}", rights::REPLY_PREFIX, id.0);
+        let verdict = match &message.reply_to {
+            Some(topic) if topic.as_str() != own_reply_topic => {
+                Err("replies are awaited at reply.<own connection>")
+            }
+            _ => rights::may_send(identity.role, &identity.client_id, &message.topic),
+        };
+        let undeliverable = match verdict {
+            Err(rule) => Some((UndeliverableCode::NotAllowed, rule)),
+            Ok(()) => {
+                let reached = self.deliver_message(&message);
+                (!reached && message.reply_to.is_some())
+                    .then_some((UndeliverableCode::NoResponder, "nobody answers on this topic"))
+            }
+        };
+        if let Some((code, reason)) = undeliverable
+            && let Some(conn) = self.conns.get_mut(&id)
+        {
+            if code == UndeliverableCode::NotAllowed {
+                tracing::warn!(client = conn.name(), topic = %message.topic, "refused: {reason}");
+            }
+            let frame = Frame::Undeliverable(Undeliverable {
+                correlation: message.correlation,
+                code,
+                reason: reason.to_owned(),
+                topic: message.topic,
+            });
+            conn.control(&frame, self.limits.control_bytes_max);
+        }
+    }
+
+    /// Returns whether it reached somebody who may answer.
+    fn deliver_message(&mut self, message: &MessageFrame) -> bool {
+        if let Some(number) = message.topic.as_str().strip_prefix(rights::REPLY_PREFIX) {
+            let requester = number.parse().ok().and_then(|n| self.conns.get_mut(&ConnId(n)));
+            if let Some(conn) = requester {
+                let frame = Frame::Message(MessageFrame { subscription: 0, ..message.clone() });
+                conn.control(&frame, self.limits.control_bytes_max);
+            }
+            return true;
+        }
+        let mut answerable = false;
+        for conn in self.conns.values_mut() {
+            let may_answer = conn.identity.as_ref().is_some_and(|i| i.role != Role::Subscriber);
+            for (number, subscription) in &mut conn.subscriptions {
+                if let Subscription::Live { patterns, queue, .. } = subscription
+                    && patterns.iter().any(|pattern| pattern.matches(&message.topic))
+                {
+                    let mut frame = BytesMut::new();
+                    Frame::Message(MessageFrame { subscription: *number, ..message.clone() })
+                        .encode(&mut frame);
+                    let bytes = frame.len();
+                    queue.push_message(frame.freeze(), bytes);
+                    conn.wake.notify_one();
+                    answerable |= may_answer;
+                }
+            }
+        }
+        answerable
+    }
+}

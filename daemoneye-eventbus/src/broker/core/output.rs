@@ -1,0 +1,169 @@
+//! What is written to a peer next.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+use daemoneye_lib::stream::StreamId;
+
+use super::conn::{Closing, Subscription};
+use super::consumer::Consumer;
+use super::stream::Stream;
+use super::{ConnId, Core};
+use crate::connection::Flow;
+use crate::queue::{LiveQueue, Popped};
+use crate::wire::{Deliver, Frame, deliver_head};
+
+/// Taken from the queues at once; more would only wait in memory.
+const OUTPUT_BYTES: usize = 256 * 1024;
+/// Entries shorter than this are copied behind their header, which saves an iovec.
+const COPY_BYTES: usize = 4 * 1024;
+
+/// Bytes on their way to a peer.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    pub(crate) pieces: VecDeque<Bytes>,
+    scratch: BytesMut,
+}
+
+impl Output {
+    fn flush_scratch(&mut self) {
+        if !self.scratch.is_empty() {
+            self.pieces.push_back(self.scratch.split().freeze());
+        }
+    }
+
+    fn deliver(&mut self, deliver: Deliver) {
+        deliver_head(&mut self.scratch, &deliver);
+        if deliver.entries.len() <= COPY_BYTES {
+            self.scratch.extend_from_slice(&deliver.entries);
+        } else {
+            self.flush_scratch();
+            self.pieces.push_back(deliver.entries);
+        }
+    }
+}
+
+impl Core {
+    /// Moves up to a quarter of a MiB of what waits for a peer into `out`.
+    pub(crate) fn take_output(&mut self, id: ConnId, out: &mut Output) -> Flow {
+        let Some(conn) = self.conns.get_mut(&id) else { return Flow::Close };
+        if !conn.control.is_empty() {
+            out.pieces.push_back(conn.control.split().freeze());
+        }
+        if conn.closing == Some(Closing::Now) {
+            return Flow::Close;
+        }
+        if let Some(ack) = conn.ack.take() {
+            Frame::Ack(ack).encode(&mut out.scratch);
+        }
+        if let Some(token) = conn.pong.take() {
+            Frame::Pong { token }.encode(&mut out.scratch);
+        }
+        if let Some(token) = conn.ping.take() {
+            Frame::Ping { token }.encode(&mut out.scratch);
+        }
+        // Each subscription gets its share and at least one item, so that none starves another.
+        let share = (OUTPUT_BYTES / conn.subscriptions.len().max(1)).max(1);
+        for (number, subscription) in &mut conn.subscriptions {
+            let mut budget = share;
+            match subscription {
+                Subscription::Live { queue, .. } => {
+                    take_live(*number, queue, &mut budget, out);
+                }
+                Subscription::Durable { name } => {
+                    if let Some(consumer) = self.consumers.get_mut(name) {
+                        take_durable(
+                            *number,
+                            consumer,
+                            &self.streams,
+                            self.limits.in_flight_bytes,
+                            &mut budget,
+                            out,
+                        );
+                    }
+                }
+            }
+        }
+        out.flush_scratch();
+        if out.pieces.is_empty()
+            && let Some(Closing::Drained(code, reason)) = conn.closing
+        {
+            conn.end(&Frame::Goodbye { code, reason: reason.to_owned() });
+            out.pieces.push_back(conn.control.split().freeze());
+            return Flow::Close;
+        }
+        Flow::Open
+    }
+}
+
+fn take_live(number: u32, queue: &mut LiveQueue<Bytes>, budget: &mut usize, out: &mut Output) {
+    while *budget > 0
+        && let Some(popped) = queue.pop()
+    {
+        match popped {
+            Popped::Missed(count) => {
+                Frame::Missed { subscription: number, count }.encode(&mut out.scratch);
+            }
+            Popped::Message(frame) => {
+                *budget = budget.saturating_sub(frame.len());
+                out.scratch.extend_from_slice(&frame);
+            }
+            Popped::Run(run) => {
+                *budget = budget.saturating_sub(run.entries.len());
+                out.deliver(Deliver {
+                    subscription: number,
+                    stream: run.stream,
+                    epoch: run.epoch,
+                    after: run.after,
+                    through: run.through,
+                    count: run.count,
+                    entries: run.entries,
+                });
+            }
+        }
+    }
+}
+
+fn take_durable(
+    number: u32,
+    consumer: &mut Consumer,
+    streams: &HashMap<StreamId, Stream>,
+    in_flight_bytes_max: usize,
+    budget: &mut usize,
+    out: &mut Output,
+) {
+    for (stream_id, cursor) in &mut consumer.cursors {
+        let Some(stream) = streams.get(stream_id).filter(|_| cursor.interested) else { continue };
+        let mut chunks = stream.chunks_after(cursor.sent).peekable();
+        while *budget > 0 && cursor.in_flight_bytes() < in_flight_bytes_max {
+            let Some(chunk) = chunks.next() else { break };
+            let after = chunk.after.max(cursor.sent);
+            let mut deliver = Deliver {
+                subscription: number,
+                stream: *stream_id,
+                epoch: chunk.epoch,
+                after,
+                through: chunk.through,
+                count: 0,
+                entries: Bytes::new(),
+            };
+            if chunk.wants_any(&consumer.wanted) {
+                let part = chunk.part(after, &consumer.wanted);
+                deliver.count = part.count;
+                deliver.entries = part.entries;
+            } else {
+                // One empty delivery covers all that follows and is of no interest either.
+                while let Some(next) = chunks.next_if(|next| {
+                    next.epoch == deliver.epoch
+                        && next.after == deliver.through
+                        && !next.wants_any(&consumer.wanted)
+                }) {
+                    deliver.through = next.through;
+                }
+            }
+            *budget = budget.saturating_sub(deliver.entries.len().max(1));
+            cursor.delivered(deliver.through, deliver.entries.len());
+            out.deliver(deliver);
+        }
+    }
+}

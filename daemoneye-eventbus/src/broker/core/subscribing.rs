@@ -1,0 +1,215 @@
+//! Subscribe, Unsubscribe and Commit.
+
+use std::collections::BTreeMap;
+
+use daemoneye_lib::stream::StreamId;
+
+use super::conn::{Conn, Subscription};
+use super::consumer::{Consumer, Cursor};
+use super::topics::TopicSet;
+use super::{ConnId, Core, NAME_BYTES_MAX, Refusal, refuse, wants};
+use crate::event::Committed;
+use crate::queue::{LiveQueue, QueueLimits};
+use crate::topic::{TopicPattern, is_segment};
+use crate::wire::{Frame, RefusalCode, Refused, SubscribeFrame, SubscribeKind};
+
+/// Durable consumers at most, attached or not.
+const CONSUMERS_MAX: usize = 256;
+/// Patterns of one subscription.
+const PATTERNS_MAX: usize = 256;
+
+impl Core {
+    pub(super) fn subscribe(&mut self, id: ConnId, subscribe: SubscribeFrame) {
+        let number = subscribe.subscription;
+        let result = self.try_subscribe(id, subscribe);
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let answer = match result {
+            Ok(()) => Frame::Subscribed { subscription: number },
+            Err(refusal) => Frame::Refused(Refused {
+                subscription: number,
+                code: refusal.code,
+                retry: refusal.retry,
+                reason: refusal.reason,
+            }),
+        };
+        conn.control(&answer, self.limits.control_bytes_max);
+    }
+
+    fn try_subscribe(&mut self, id: ConnId, subscribe: SubscribeFrame) -> Result<(), Refusal> {
+        let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
+        let number = subscribe.subscription;
+        if number == 0 || conn.subscriptions.contains_key(&number) {
+            return refuse(
+                RefusalCode::Protocol,
+                "a subscription's number is not 0 and not in use",
+            );
+        }
+        if conn.subscriptions.len() >= self.limits.subscriptions_max {
+            return refuse(
+                RefusalCode::Limit,
+                format!("a connection has at most {} subscriptions", self.limits.subscriptions_max),
+            );
+        }
+        if subscribe.patterns.is_empty() || subscribe.patterns.len() > PATTERNS_MAX {
+            return refuse(
+                RefusalCode::Limit,
+                format!("a subscription has 1 to {PATTERNS_MAX} patterns"),
+            );
+        }
+        let selected = self.topics.select(&subscribe.patterns);
+        let mut wanted = TopicSet::default();
+        for alias in &selected {
+            wanted.insert(*alias);
+        }
+        match subscribe.kind {
+            SubscribeKind::Live { bytes_max, count_max } => {
+                for alias in &selected {
+                    conn.declare(*alias, self.topics.name(*alias), self.limits.control_bytes_max);
+                    self.topics.route(*alias, (id, number));
+                }
+                let queue = LiveQueue::new(QueueLimits {
+                    bytes_max: bytes_max as usize,
+                    count_max: count_max as usize,
+                });
+                conn.subscriptions.insert(
+                    number,
+                    Subscription::Live { patterns: subscribe.patterns, wanted, queue },
+                );
+            }
+            SubscribeKind::Durable { name, positions } => {
+                self.attach(id, number, &name, subscribe.patterns, wanted, positions)?;
+                let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
+                for alias in &selected {
+                    conn.declare(*alias, self.topics.name(*alias), self.limits.control_bytes_max);
+                }
+                conn.subscriptions.insert(number, Subscription::Durable { name });
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(
+        &mut self,
+        id: ConnId,
+        number: u32,
+        name: &str,
+        patterns: Vec<TopicPattern>,
+        wanted: TopicSet,
+        positions: Vec<(StreamId, Committed)>,
+    ) -> Result<(), Refusal> {
+        if !is_segment(name) || name.len() > NAME_BYTES_MAX {
+            return refuse(
+                RefusalCode::Protocol,
+                format!("a consumer's name is 1 to {NAME_BYTES_MAX} of a-z, 0-9, '_' and '-'"),
+            );
+        }
+        if let Some(consumer) = self.consumers.get(name)
+            && let Some((member, _)) = consumer.member
+        {
+            let holder = self.conns.get(&member).map_or("another connection", Conn::name);
+            return Err(Refusal {
+                code: RefusalCode::Occupied,
+                retry: true,
+                reason: format!("the consumer {name} is attached already, by {holder}"),
+            });
+        }
+        if self.consumers.len() >= CONSUMERS_MAX && !self.consumers.contains_key(name) {
+            return refuse(RefusalCode::Limit, format!("{CONSUMERS_MAX} consumers are known"));
+        }
+        let consumer = self.consumers.entry(name.to_owned()).or_insert_with(|| Consumer {
+            patterns: Vec::new(),
+            wanted: TopicSet::default(),
+            member: None,
+            cursors: BTreeMap::new(),
+        });
+        consumer.patterns = patterns;
+        consumer.wanted = wanted;
+        consumer.member = Some((id, number));
+        // What the consumer has stored is the truth about what it has; for streams it does not
+        // name, what the broker remembers still stands.
+        for (stream, position) in positions {
+            consumer.cursors.insert(stream, Cursor::at(position));
+        }
+        let streams: Vec<StreamId> = self.streams.keys().copied().collect();
+        for stream in streams {
+            self.refresh_interest(stream);
+            self.acknowledge(stream, false);
+        }
+        Ok(())
+    }
+
+    /// Notes which consumers want something of the stream. One that begins to want it starts
+    /// where the held entries begin, unless it has a position.
+    pub(super) fn refresh_interest(&mut self, stream_id: StreamId) {
+        let Some(stream) = self.streams.get(&stream_id) else { return };
+        for consumer in self.consumers.values_mut() {
+            let interested = wants(consumer, stream);
+            if let Some(cursor) = consumer.cursors.get_mut(&stream_id) {
+                cursor.interested = interested;
+            } else if interested {
+                let mut cursor = Cursor::from_start(stream.acked);
+                cursor.interested = true;
+                consumer.cursors.insert(stream_id, cursor);
+            }
+            if interested
+                && let Some(conn) = consumer.member.and_then(|(id, _)| self.conns.get(&id))
+            {
+                conn.wake.notify_one();
+            }
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self, id: ConnId, number: u32) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        match conn.subscriptions.remove(&number) {
+            Some(Subscription::Live { .. }) => {
+                self.topics.unroute(|route| *route == (id, number));
+            }
+            Some(Subscription::Durable { name }) => self.detach(id, &name),
+            None => {}
+        }
+    }
+
+    pub(super) fn detach(&mut self, id: ConnId, name: &str) {
+        if let Some(consumer) = self.consumers.get_mut(name)
+            && consumer.member.is_some_and(|(member, _)| member == id)
+        {
+            consumer.member = None;
+            for cursor in consumer.cursors.values_mut() {
+                cursor.rewind();
+            }
+        }
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        id: ConnId,
+        number: u32,
+        stream: StreamId,
+        position: Committed,
+    ) -> Result<(), Refusal> {
+        let Some(conn) = self.conns.get(&id) else { return Ok(()) };
+        // A commit may cross the end of its subscription; then it is too late and means nothing.
+        let Some(Subscription::Durable { name }) = conn.subscriptions.get(&number) else {
+            return Ok(());
+        };
+        let Some(cursor) =
+            self.consumers.get_mut(name).and_then(|consumer| consumer.cursors.get_mut(&stream))
+        else {
+            return refuse(RefusalCode::Protocol, "a commit for a stream never delivered");
+        };
+        if position.sequence > cursor.sent {
+            return refuse(
+                RefusalCode::Protocol,
+                format!(
+                    "a commit of {} of stream {stream}, of which only {} were delivered",
+                    position.sequence, cursor.sent
+                ),
+            );
+        }
+        if cursor.commit(position) {
+            self.acknowledge(stream, false);
+        }
+        Ok(())
+    }
+}
