@@ -107,7 +107,7 @@ async fn a_stuck_durable_consumer_stops_acknowledgements_and_nothing_else() {
     assert_eq!(stuck.lag, 1000);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_small_batches_arrive_in_order_and_are_all_acknowledged() {
     let bus = Bus::new().await;
     let mut store = bus.durable("store", "events.#", vec![]).await;

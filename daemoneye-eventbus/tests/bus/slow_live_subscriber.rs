@@ -8,7 +8,7 @@ use crate::common::*;
 const EVENTS: u64 = 40_000;
 const QUEUE_BYTES: u32 = 64 * 1024;
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_live_subscriber_that_never_reads_misses_the_oldest_and_nobody_else_anything() {
     let bus = Bus::new().await;
     let mut slow = RawPeer::hello(&bus, Role::Subscriber, "slow").await;
