@@ -34,8 +34,6 @@ const MAILBOX: usize = 100;
 pub const INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// See [`INTERVAL_MIN`].
 pub const INTERVAL_MAX: Duration = Duration::from_secs(3600);
-/// The name, in the log's directory, of the process table as written down between runs.
-pub const SNAPSHOT_FILE: &str = "processes.snapshot";
 /// The process table is written down when it is this old and has changed, or when the log has
 /// grown this much: a restart reads the log from there on.
 const SNAPSHOT_AGE: Duration = Duration::from_secs(60);

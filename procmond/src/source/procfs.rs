@@ -115,18 +115,30 @@ impl Procfs {
             && known.start_ticks == stat.start_ticks
         {
             known.round = round;
-            // Of one that has ended, nothing can be read any more that was not known better.
-            if known.marks == marks || stat.has_ended {
+            // Of one that has ended or is about to, nothing can be read any more that was not
+            // known better.
+            if known.marks == marks || stat.has_ended || stat.is_leaving(known.marks.layout) {
                 return Ok(Some(observed));
             }
         }
         let mut facts = details::read(&dir, &stat, ids, &mut self.buffer)
             .map_err(|(path, source)| unreadable(&path, source))?;
-        let after = self.stat(&dir)?;
-        if after.is_none_or(|after| after.start_ticks != stat.start_ticks) {
-            // It ended meanwhile, and what was read may be another's with the same pid.
-            facts = first_sight(&stat, ids);
-            observed.ended = Some(Exit::default());
+        match self.stat(&dir)?.filter(|after| after.start_ticks == stat.start_ticks) {
+            Some(after) if after.has_ended || after.is_leaving(stat.layout) => {
+                // Its arguments may have gone while they were read.
+                if self.known.get(&pid).is_some_and(|known| known.round == round) {
+                    return Ok(Some(observed));
+                }
+                if facts.argv.as_ref().is_none_or(|argv| argv.iter().next().is_none()) {
+                    facts = first_sight(&stat, ids);
+                }
+            }
+            Some(_) => {}
+            None => {
+                // It ended meanwhile, and what was read may be another's with the same pid.
+                facts = first_sight(&stat, ids);
+                observed.ended = Some(Exit::default());
+            }
         }
         observed.facts = Some(Box::new(facts));
         self.known.insert(pid, Known { start_ticks: stat.start_ticks, marks, round });

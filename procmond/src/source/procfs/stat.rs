@@ -33,6 +33,14 @@ pub(super) struct Ids {
     pub(super) egid: u32,
 }
 
+impl Stat {
+    /// It had this layout and has given up its memory: it is ending, and its arguments are gone
+    /// before the list says so.
+    pub(super) fn is_leaving(&self, layout: [u64; 3]) -> bool {
+        self.layout == [0; 3] && layout != [0; 3]
+    }
+}
+
 /// Reads `stat`; `None` if it has not the documented form.
 pub(super) fn parse(bytes: &[u8]) -> Option<Stat> {
     // The name may hold brackets and blanks: it ends at the last closing bracket.

@@ -262,3 +262,32 @@ fn a_process_that_forks_and_stays_as_it_is_or_ends_is_told_too() {
     assert!(find(&table, 7).unwrap().facts.is_some());
     assert_eq!(find(&table, 7).unwrap().ended, Some(Exit::default()));
 }
+
+/// Between giving up its memory and being listed as ended a process has no arguments. That was
+/// told as a change, and its stop then came without them.
+#[test]
+fn a_process_that_is_ending_does_not_lose_its_arguments() {
+    let root = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = root.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let stat = |layout: &str| {
+        let before = "7 (sh) S 1 7 7 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 100 4096 1 9";
+        format!("{before} {layout} 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 0")
+    };
+    write("sys/kernel/random/boot_id", "3f2a9c1e-0000-4000-8000-000000000000\n");
+    write("uptime", "5000.00 1.00\n");
+    write("7/stat", &stat("10 20 30"));
+    write("7/status", "Uid:\t1 1 1 1\nGid:\t1 1 1 1\n");
+    write("7/cmdline", "sh\0-c\0read x\0");
+    let mut procfs = Procfs::open(root.path().to_owned()).unwrap();
+    let first = procfs.scan().unwrap().processes.remove(0);
+    assert_eq!(first.facts.unwrap().argv.unwrap().iter().count(), 3);
+
+    write("7/stat", &stat("0 0 0"));
+    write("7/cmdline", "");
+    let leaving = procfs.scan().unwrap().processes.remove(0);
+    assert_eq!((leaving.facts, leaving.ended), (None, None));
+}
