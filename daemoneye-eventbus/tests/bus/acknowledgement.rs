@@ -44,6 +44,32 @@ async fn a_delivery_says_what_was_published() {
     assert_eq!(second.entries, batch.entries);
 }
 
+/// Each publisher numbers its topics itself; what one calls 0 the other calls 1.
+#[tokio::test]
+async fn topics_of_several_publishers_are_not_mixed_up() {
+    let bus = Bus::new().await;
+    let mut starts = bus.live("starts", START).await;
+    let mut all = bus.durable("store", "events.#", vec![]).await;
+    let (mut one, mut two) = (bus.writer(Log::new()).await, bus.writer(Log::new()).await);
+    one.publish_on(1, START).await;
+    one.publish_on(1, STOP).await;
+    two.publish_on(2, STOP).await;
+    two.publish_on(1, START).await;
+    let mut seen = Vec::new();
+    while seen.len() < 5 {
+        let delivery = within(all.next()).await.unwrap();
+        let first = delivery.stream == one.log.stream;
+        seen.extend(delivery.entries.iter().map(|e| (!first, e.sequence.0, e.topic.to_string())));
+    }
+    seen.sort();
+    let expected =
+        [(false, 1, START), (false, 2, STOP), (true, 1, STOP), (true, 2, STOP), (true, 3, START)];
+    assert_eq!(seen, expected.map(|(second, n, topic)| (second, n, topic.to_owned())));
+    let mut sequences = events(&mut starts, 2).await;
+    sequences.sort_unstable();
+    assert_eq!(sequences, [1, 3]);
+}
+
 #[tokio::test]
 async fn with_a_durable_consumer_events_are_acknowledged_when_it_commits() {
     let bus = Bus::new().await;

@@ -91,6 +91,43 @@ async fn frames_of_the_other_side_are_refused() {
     assert_eq!(refusal(&mut peer).await, RefusalCode::Protocol);
 }
 
+/// Were the broker to wait until it can write before it reads on, the two would wait for each
+/// other for ever.
+#[tokio::test]
+async fn a_peer_that_sends_and_never_reads_is_still_heard() {
+    let bus = Bus::new().await;
+    let mut peer = RawPeer::connect(&bus).await;
+    let log = Log::new();
+    let position = Position {
+        stream: log.stream,
+        epoch: log.epoch,
+        first_unacknowledged: Sequence(1),
+        last: Sequence(0),
+    };
+    peer.say_hello(Role::Collector, "loud", Some(position)).await;
+    peer.send(&Frame::Subscribe(wire::SubscribeFrame {
+        subscription: 1,
+        patterns: vec!["events.#".parse().unwrap()],
+        kind: wire::SubscribeKind::Live { bytes_max: 1 << 20, count_max: 1 << 20 },
+    }))
+    .await;
+    peer.send(&Frame::Declare { alias: 3, topic: START.parse().unwrap() }).await;
+    for sequence in 1..=400 {
+        let mut entries = bytes::BytesMut::new();
+        wire::append_entry(&mut entries, Sequence(sequence), 1, 0, 3, &[0; 50_000]);
+        peer.send(&Frame::Publish(wire::Publish {
+            epoch: log.epoch,
+            after: Sequence(sequence - 1),
+            through: Sequence(sequence),
+            count: 1,
+            entries,
+        }))
+        .await;
+    }
+    until(|| bus.broker.stats().streams[0].last == Sequence(400)).await;
+    assert!(bus.broker.stats().live[0].missed_total > 0, "what it did not read was dropped");
+}
+
 #[tokio::test]
 async fn optional_frames_of_a_later_version_are_skipped() {
     let bus = Bus::new().await;
