@@ -635,13 +635,9 @@ impl Inner {
         if let Some((thread, lock)) = held.take() {
             self.shared.lock().closing = true;
             self.shared.call_writer();
-            let ended = thread.join();
+            // If it panicked, it has said so in the state.
+            let _ = thread.join();
             drop(lock);
-            if ended.is_err() {
-                let source = std::io::Error::other("the writer thread panicked");
-                let shut = Some(WalError::io("finish writing", &self.shared.dir, source));
-                self.shared.lock().shut = shut;
-            }
         }
         match &self.shared.lock().shut {
             None | Some(WalError::Closed) => Ok(()),

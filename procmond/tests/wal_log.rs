@@ -221,10 +221,30 @@ fn w4_a_missing_segment_is_reported_and_the_rest_is_read() {
     let paths = segments(dir.path());
     assert!(paths.len() > 4);
     fs::remove_file(&paths[2]).unwrap();
-    let (log, _) = open(dir.path(), options);
+    let (log, recovery) = open(dir.path(), options);
     let (read, lost) = read(&log, 1);
     let [(first, last, LostReason::Missing)] = lost[..] else { panic!("{lost:?}") };
     assert_eq!(read, [range(1, first - 1), range(last + 1, 400)].concat());
+    let [found] = recovery.damage[..] else { panic!("{:?}", recovery.damage) };
+    assert_eq!((found.first.0, found.last.0), (first, last));
+}
+
+#[test]
+fn w4_an_acknowledged_segment_missing_in_the_middle_is_no_loss() {
+    // A power cut may keep the deletion of the second of two acknowledged segments and not that of
+    // the first.
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..quick() };
+    let (log, _) = open(dir.path(), options.clone());
+    log.retain_from(Sequence::FIRST);
+    fill(&log, 400);
+    log.acknowledge(Sequence(300)).unwrap();
+    drop(log);
+    fs::remove_file(&segments(dir.path())[1]).unwrap();
+    let (log, recovery) = open(dir.path(), options);
+    assert_eq!(recovery.damage, []);
+    assert_eq!(read(&log, 301), (range(301, 400), vec![]));
+    assert_eq!(read(&log, 1).1, vec![], "acknowledged and gone is not lost");
 }
 
 #[test]

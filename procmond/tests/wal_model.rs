@@ -222,7 +222,7 @@ proptest! {
 
     #[test]
     fn the_log_is_the_list_of_what_was_appended(
-        actions in prop::collection::vec(action(), 1..40),
+        actions in prop::collection::vec(action(), 1..25),
     ) {
         let mut model = Model::new();
         for action in &actions {

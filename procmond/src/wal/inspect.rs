@@ -10,7 +10,7 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
 use super::format::Label;
 use super::segment::{self, Contents, FileName};
-use super::storage::{OsStorage, Storage, StorageFile};
+use super::storage::{OsStorage, Storage};
 use super::{LostRange, LostReason, WalError};
 
 /// How long a live log's last write is waited for before its tail is called torn.
@@ -132,7 +132,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection, WalError> {
 struct Found {
     number: u64,
     path: PathBuf,
-    file: Box<dyn StorageFile>,
+    bytes: u64,
     header_whole: bool,
     label: Option<Label>,
 }
@@ -163,12 +163,14 @@ fn look(dir: &Path) -> Result<(Inspection, bool), WalError> {
         };
         let header_whole = segment::has_whole_header(&*file, &path)?;
         let label = segment::read_label(&*file, &path, number)?;
-        found.push(Found { number, path, file, header_whole, label });
+        let bytes = file.len().map_err(|source| WalError::io("read", &path, source))?;
+        found.push(Found { number, path, bytes, header_whole, label });
     }
-    Ok((report(&found)?, vanished))
+    let inspection = report(&found, &mut vanished)?;
+    Ok((inspection, vanished))
 }
 
-fn report(found: &[Found]) -> Result<Inspection, WalError> {
+fn report(found: &[Found], vanished: &mut bool) -> Result<Inspection, WalError> {
     let newest = found.iter().rev().find_map(|segment| segment.label);
     let mut inspection =
         Inspection { stream: newest.map(|label| label.stream), ..Inspection::default() };
@@ -180,7 +182,7 @@ fn report(found: &[Found]) -> Result<Inspection, WalError> {
             // The rest of a stream that has ended; the next opening removes it.
             continue;
         }
-        let bytes = segment.file.len().map_err(|e| WalError::io("read", &segment.path, e))?;
+        let bytes = segment.bytes;
         let mut report = SegmentReport {
             number: segment.number,
             path: segment.path.clone(),
@@ -204,7 +206,10 @@ fn report(found: &[Found]) -> Result<Inspection, WalError> {
                     .filter(|following| following.number == segment.number + 1)
                     .and_then(|following| following.label)
                     .map(|following| following.first.prev().max(label.first.prev()));
-                let contents = read(segment, &label, ends, following.is_none())?;
+                let Some(contents) = read(segment, &label, ends, following.is_none())? else {
+                    *vanished = true;
+                    continue;
+                };
                 report.fill(segment, &label, &contents, following.is_none());
                 last = Some(contents.last);
                 inspection.watermark = inspection.watermark.max(contents.newest.watermark);
@@ -229,26 +234,39 @@ fn report(found: &[Found]) -> Result<Inspection, WalError> {
         }
         inspection.segments.push(report);
     }
+    // Acknowledged segments are deleted one by one, and a crash may keep any of the deletions.
+    let watermark = inspection.watermark;
+    for segment in &mut inspection.segments {
+        segment.problems.retain(|problem| {
+            problem.kind != ProblemKind::PredecessorMissing
+                || problem.lost.is_none_or(|lost| lost.last > watermark)
+        });
+    }
     Ok(inspection)
 }
 
-/// Reads a segment; the last one again for a while as long as its end is not whole, because a live
+/// Reads a segment, unless it is gone; the last one again for a while as long as its end is not whole, because a live
 /// log may be writing there.
 fn read(
     segment: &Found,
     label: &Label,
     ends: Option<Sequence>,
     newest: bool,
-) -> Result<Contents, WalError> {
-    let mut contents = segment::read_contents(&*segment.file, &segment.path, label, ends)?;
+) -> Result<Option<Contents>, WalError> {
+    let file = match OsStorage.open(&segment.path, false) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(WalError::io("open", &segment.path, source)),
+    };
+    let mut contents = segment::read_contents(&*file, &segment.path, label, ends)?;
     for _ in 1..TAIL_LOOKS {
         if !newest || contents.end == contents.length {
             break;
         }
         thread::sleep(TAIL_PATIENCE);
-        contents = segment::read_contents(&*segment.file, &segment.path, label, ends)?;
+        contents = segment::read_contents(&*file, &segment.path, label, ends)?;
     }
-    Ok(contents)
+    Ok(Some(contents))
 }
 
 impl SegmentReport {

@@ -11,6 +11,7 @@
 //!    knows must not be told to anybody.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
@@ -44,7 +45,13 @@ struct Found {
     path: PathBuf,
     bytes: u64,
     label: Option<Label>,
-    file: Box<dyn StorageFile>,
+}
+
+impl Found {
+    /// Opened when needed: there may be more segments than files a process may have open.
+    fn open(&self, storage: &dyn Storage) -> Result<Box<dyn StorageFile>, WalError> {
+        storage.open(&self.path, true).map_err(|source| WalError::io("open", &self.path, source))
+    }
 }
 
 pub(crate) fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, WalError> {
@@ -76,6 +83,8 @@ pub(crate) fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, Wa
     // Everything below the oldest segment was acknowledged, or a reader is told that it is missing.
     let (watermark, watermark_epoch) =
         previous.map_or((Sequence::NONE, None), |label| (label.watermark, label.watermark_epoch));
+    // Acknowledged segments are deleted one by one, and a crash may keep any of the deletions.
+    report.damage.retain(|lost| lost.reason != LostReason::Missing || lost.last > watermark);
     let last = log.last.max(watermark);
     let mut epochs = log.epochs;
     if let Some(epoch) = watermark_epoch
@@ -135,8 +144,6 @@ impl Reading {
         next_first: Option<Sequence>,
         report: &mut Recovery,
     ) -> Result<(), WalError> {
-        let failed = |source| WalError::io("sync", &found.path, source);
-        found.file.sync_data().map_err(failed)?;
         let Some(label) = found.label else {
             self.take_unreadable(found, next_first, report);
             return Ok(());
@@ -155,7 +162,8 @@ impl Reading {
         let last = match next.and_then(|next| next.label) {
             Some(next) => next.first.prev().max(label.first.prev()),
             None => {
-                let contents = segment::read_contents(&*found.file, &found.path, &label, None)?;
+                let file = found.open(storage)?;
+                let contents = segment::read_contents(&*file, &found.path, &label, None)?;
                 self.learn(&contents.newest);
                 for damage in &contents.damage {
                     if let Some((first, last)) = damage.lost {
@@ -165,7 +173,7 @@ impl Reading {
                 if contents.end < contents.length {
                     if follower.is_none() {
                         report.torn =
-                            Some(cut(storage, dir, found, contents.end, contents.length)?);
+                            Some(cut(storage, dir, found, &*file, contents.end..contents.length)?);
                     }
                     bytes = contents.end;
                 }
@@ -243,48 +251,49 @@ fn cut(
     storage: &dyn Storage,
     dir: &Path,
     found: &Found,
-    offset: u64,
-    length: u64,
+    file: &dyn StorageFile,
+    tail: Range<u64>,
 ) -> Result<TornTail, WalError> {
+    let bytes = tail.end - tail.start;
     let failed = |source| WalError::io("read", &found.path, source);
     let mut head = [0; FRAME_BYTES];
-    let got = found.file.read_at(&mut head, offset).map_err(failed)?;
+    let got = file.read_at(&mut head, tail.start).map_err(failed)?;
     let one_record =
         FrameHead::read(&head[..got]).map_or(FRAME_BYTES as u64, |head| head.frame_bytes() as u64);
-    let copy = if length - offset > one_record {
-        Some(copy_tail(storage, dir, found, offset, length)?)
+    let copy = if bytes > one_record {
+        Some(copy_tail(storage, dir, found, file, tail.clone())?)
     } else {
         None
     };
     let failed = |source| WalError::io("cut the torn tail of", &found.path, source);
-    found.file.set_len(offset).and_then(|()| found.file.sync_data()).map_err(failed)?;
-    Ok(TornTail { path: found.path.clone(), offset, bytes: length - offset, copy })
+    file.set_len(tail.start).and_then(|()| file.sync_data()).map_err(failed)?;
+    Ok(TornTail { path: found.path.clone(), offset: tail.start, bytes, copy })
 }
 
 fn copy_tail(
     storage: &dyn Storage,
     dir: &Path,
     found: &Found,
-    offset: u64,
-    length: u64,
+    file: &dyn StorageFile,
+    tail: Range<u64>,
 ) -> Result<PathBuf, WalError> {
     const CHUNK_BYTES: usize = 64 << 10;
     let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
     let path = dir.join(format!("procmond-{:05}.torn-{time}", found.number));
     let failed = |source| WalError::io("copy a torn tail to", &path, source);
-    let file = storage.create(&path).map_err(failed)?;
+    let copy = storage.create(&path).map_err(failed)?;
     let mut buffer = vec![0; CHUNK_BYTES];
-    let mut at = offset;
-    while at < length {
-        let want = buffer.len().min((length - at) as usize);
-        let got = found.file.read_at(&mut buffer[..want], at).map_err(failed)?;
+    let mut at = tail.start;
+    while at < tail.end {
+        let want = buffer.len().min((tail.end - at) as usize);
+        let got = file.read_at(&mut buffer[..want], at).map_err(failed)?;
         if got == 0 {
             break;
         }
-        file.write_all_at(&buffer[..got], at - offset).map_err(failed)?;
+        copy.write_all_at(&buffer[..got], at - tail.start).map_err(failed)?;
         at += got as u64;
     }
-    file.sync_data().map_err(failed)?;
+    copy.sync_data().map_err(failed)?;
     storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
     remove_old_copies(storage, dir)?;
     Ok(path)
@@ -312,7 +321,7 @@ fn remove_old_copies(storage: &dyn Storage, dir: &Path) -> Result<(), WalError> 
 }
 
 /// Brings the directory to one state after a crash in the middle of making a segment or of
-/// beginning a stream, and opens its segments in order.
+/// beginning a stream, and asks its segments who they are, in order.
 fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
     let names = storage.list(dir).map_err(|source| WalError::io("list", dir, source))?;
     let mut files: Vec<_> = names.iter().filter_map(|name| FileName::parse(name)).collect();
@@ -322,8 +331,8 @@ fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
     let mut changed = false;
     for name in files {
         match name {
-            FileName::Segment(number) => segments.push(open(storage, name.path(dir), number)?),
-            FileName::Next(number) => waiting.push(open(storage, name.path(dir), number)?),
+            FileName::Segment(number) => segments.push(ask(storage, name.path(dir), number)?),
+            FileName::Next(number) => waiting.push(ask(storage, name.path(dir), number)?),
             FileName::Unfinished(_) => {
                 unlink(storage, &name.path(dir))?;
                 changed = true;
@@ -364,12 +373,15 @@ fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
     Ok(segments)
 }
 
-fn open(storage: &dyn Storage, path: PathBuf, number: u64) -> Result<Found, WalError> {
-    let failed = |source| WalError::io("open", &path, source);
-    let file = storage.open(&path, true).map_err(failed)?;
-    let bytes = file.len().map_err(failed)?;
-    let label = segment::read_label(&*file, &path, number)?;
-    Ok(Found { number, path, bytes, label, file })
+/// Asks a segment who it is, after making sure that what it says is on the disk.
+fn ask(storage: &dyn Storage, path: PathBuf, number: u64) -> Result<Found, WalError> {
+    let mut found = Found { number, path, bytes: 0, label: None };
+    let file = found.open(storage)?;
+    let failed = |source| WalError::io("sync", &found.path, source);
+    file.sync_data().map_err(failed)?;
+    found.bytes = file.len().map_err(failed)?;
+    found.label = segment::read_label(&*file, &found.path, number)?;
+    Ok(found)
 }
 
 fn unlink(storage: &dyn Storage, path: &Path) -> Result<(), WalError> {

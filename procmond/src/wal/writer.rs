@@ -97,7 +97,9 @@ struct Failure {
 }
 
 impl Writer {
+    /// Writes until the log is closed or has failed for good.
     pub(super) fn run(mut self) {
+        let _told = ShutOnPanic(Arc::clone(&self.shared));
         loop {
             let task = self.wait_for_work();
             let mut result = self.commit(&task);
@@ -105,12 +107,12 @@ impl Writer {
                 result = self.begin_stream();
             }
             match result {
-                Ok(()) if task.close => return self.shut(WalError::Closed),
+                Ok(()) if task.close => return shut(&self.shared, WalError::Closed),
                 Ok(()) => {}
                 Err(error @ WalError::DiskFull { .. }) if !task.close => self.disk_full(error),
                 Err(error) => {
                     tracing::error!(%error, "the log is shut");
-                    return self.shut(error);
+                    return shut(&self.shared, error);
                 }
             }
         }
@@ -229,7 +231,7 @@ impl Writer {
             }
             let end = self.active.offset + self.group.bytes_of(span).len() as u64;
             let last_here = !self.group.has_more_after(span);
-            let due = control || !last_here || end >= self.active.control_at;
+            let due = (control && last_here) || end >= self.active.control_at;
             self.write_span(span, due)?;
             self.group.mark_done(span);
             control &= !last_here;
@@ -389,14 +391,26 @@ impl Writer {
         }
         ready.into_iter().for_each(Waker::wake);
     }
+}
 
-    /// Shuts the log for good and wakes everybody.
-    fn shut(&mut self, why: WalError) {
-        let mut state = self.shared.lock();
-        state.shut = Some(why);
-        let waiters = std::mem::take(&mut state.waiters);
-        drop(state);
-        waiters.into_iter().for_each(|waiter| waiter.waker.wake());
+/// Shuts the log for good and wakes everybody.
+fn shut(shared: &Shared, why: WalError) {
+    let mut state = shared.lock();
+    state.shut = Some(why);
+    let waiters = std::mem::take(&mut state.waiters);
+    drop(state);
+    waiters.into_iter().for_each(|waiter| waiter.waker.wake());
+}
+
+/// Nobody waits for ever for a writer that is no more.
+struct ShutOnPanic(Arc<Shared>);
+
+impl Drop for ShutOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let source = std::io::Error::other("the writer thread panicked");
+            shut(&self.0, WalError::io("write", &self.0.dir, source));
+        }
     }
 }
 
