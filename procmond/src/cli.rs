@@ -3,4 +3,5 @@
 
 pub mod check;
 pub mod run;
+pub mod wal;
 pub mod watch;

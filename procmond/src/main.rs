@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use procmond::cli::{check, run, watch};
+use procmond::cli::{check, run, wal, watch};
 
 /// Sees every process start, change and stop, logs it durably and delivers it over a local bus.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Watch(watch::WatchArgs),
     /// Say what would work, what would not, and why
     Check(check::CheckArgs),
+    /// Look into a log directory, live or damaged
+    Wal(wal::WalArgs),
 }
 
 fn main() -> ExitCode {
@@ -28,5 +30,6 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Watch(args) => watch::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Wal(args) => wal::run(&args),
     }
 }
