@@ -144,7 +144,7 @@ fn log_replaced_by_an_old_copy_that_went_on() {
             .expect("inspect can be run");
         let text = String::from_utf8(output.stdout).expect("JSON is UTF-8");
         let lasts = text.lines().filter_map(|line| {
-            serde_json::from_str::<serde_json::Value>(line).ok()?["last_sequence"].as_u64()
+            serde_json::from_str::<serde_json::Value>(line).ok()?["last"].as_u64()
         });
         lasts.max().unwrap_or(0)
     };
