@@ -234,7 +234,7 @@ impl StoreHandle {
 pub struct StoreSlot<'a>(mpsc::Permit<'a, Work>);
 
 impl StoreSlot<'_> {
-    /// Queues the delivery; its commit comes out of [`Store::commits`].
+    /// Queues the delivery; its commit comes out of [`Store::committed`].
     pub fn store(self, delivery: Delivery) {
         self.0.send(Work::Write(Write::Events(delivery)));
     }

@@ -1,5 +1,7 @@
 //! The `daemoneye-agent` command as people meet it, without procmond.
 
+#![cfg(unix)]
+
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};

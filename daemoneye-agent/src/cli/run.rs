@@ -49,7 +49,7 @@ pub fn run(config: &Config, args: &RunArgs) -> Result<(), CliError> {
         .build()
         .map_err(CliError::failed)?;
     let result = runtime.block_on(agent.run()).map_err(CliError::failed);
-    // What is left are reads of standard input of nobody; nothing to wait for.
+    // After a second signal the orderly end is cut short; nothing is waited for.
     runtime.shutdown_background();
     result
 }
@@ -96,10 +96,10 @@ fn is_executable(path: &Path) -> bool {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use super::*;
 
-    #[cfg(unix)]
     #[test]
     fn procmond_is_named_or_beside_us_or_on_the_path() {
         use std::os::unix::fs::PermissionsExt;
