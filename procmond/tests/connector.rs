@@ -241,6 +241,34 @@ async fn d6_a_log_behind_its_consumer_begins_a_new_stream() {
     assert_ne!(log.stream(), stream);
 }
 
+/// The consumer that is ahead comes while the session stands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d6_a_consumer_that_turns_out_to_be_ahead_ends_the_stream() {
+    let bench = Bench::new();
+    let log = bench.log();
+    let stream = log.stream();
+    let broker = Broker::bind(BrokerOptions::new(bench.socket())).await.expect("it binds");
+    let (connector, _signals) = EventBusConnector::start(log.clone(), bench.options());
+    let connected = async {
+        while connector.client().borrow().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, connected).await.expect("a session in time");
+    let ahead = Committed { sequence: Sequence(60), epoch: Epoch::first() };
+    let mut store = consumer(&broker, vec![(stream, ahead)]).await;
+    publish(&connector, 0..10, 8).await;
+    // What was published before anybody was ahead had no consumer to wait for.
+    let mut kept = 0;
+    while kept < 10 {
+        let delivery = next(&mut store).await;
+        assert_ne!(delivery.stream, stream, "nothing new goes into the old stream");
+        kept += delivery.entries.iter().filter(|entry| entry.payload.len() == 8).count();
+        store.commit(delivery.stream, delivery.through, delivery.epoch).expect("it is sent");
+    }
+    assert_ne!(log.stream(), stream);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damaged_records_arrive_as_one_gap_in_their_place() {
     let bench = Bench::new();

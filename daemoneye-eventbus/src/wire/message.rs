@@ -123,6 +123,9 @@ numbered! {
         Overflow = 4,
         /// The peer was silent for too long.
         Silent = 5,
+        /// A consumer has come that holds a position the publisher has not compared with its log:
+        /// connect again.
+        Reposition = 6,
     }
 }
 

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use daemoneye_eventbus::{
-    Acks, Batch, Client, ConnectError, Entry, Position, Publisher, RefusalCode, Topic,
+    Acks, Batch, Client, CloseReason, ConnectError, Disconnected, Entry, Position, Publisher,
+    RefusalCode, Topic,
 };
 use daemoneye_lib::models::control::{ConnectorHealth, ConnectorState};
 use daemoneye_lib::models::event::Event;
@@ -237,7 +238,7 @@ impl Driver {
                 Some(self.dialled(result))
             }
             Happened::Session(input) => {
-                if let Input::Disconnected = input {
+                if let Input::Disconnected | Input::Fenced = input {
                     self.hang_up();
                 }
                 Some(input)
@@ -513,6 +514,14 @@ async fn session_input(session: &mut Option<Session>) -> Input {
     match session {
         Some(session) => match session.acks.next().await {
             Ok(ack) => Input::Acked(ack.sequence),
+            Err(Disconnected(CloseReason::Refused {
+                code: RefusalCode::Diverged | RefusalCode::StaleEpoch,
+                reason,
+                ..
+            })) => {
+                warn!("the broker ended the session: {reason}");
+                Input::Fenced
+            }
             Err(error) => {
                 warn!("the broker is gone, events wait in the log: {error}");
                 Input::Disconnected

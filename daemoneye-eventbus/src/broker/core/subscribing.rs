@@ -11,7 +11,7 @@ use super::{ConnId, Core, NAME_BYTES_MAX, Refusal, refuse, wants};
 use crate::event::Committed;
 use crate::queue::{LiveQueue, QueueLimits};
 use crate::topic::{TopicPattern, is_segment};
-use crate::wire::{Frame, RefusalCode, Refused, SubscribeFrame, SubscribeKind};
+use crate::wire::{Frame, GoodbyeCode, RefusalCode, Refused, SubscribeFrame, SubscribeKind};
 
 /// Durable consumers at most, attached or not.
 const CONSUMERS_MAX: usize = 256;
@@ -127,8 +127,11 @@ impl Core {
         consumer.member = Some((id, number));
         // What the consumer has stored is the truth about what it has; for streams it does not
         // name, what the broker remembers still stands.
+        for (stream, position) in &positions {
+            consumer.cursors.insert(*stream, Cursor::at(*position));
+        }
         for (stream, position) in positions {
-            consumer.cursors.insert(stream, Cursor::at(position));
+            self.reposition(stream, position);
         }
         let streams: Vec<StreamId> = self.streams.keys().copied().collect();
         for stream in streams {
@@ -136,6 +139,29 @@ impl Core {
             self.acknowledge(stream, false);
         }
         Ok(())
+    }
+
+    /// Ends the session of the stream's publisher if a consumer holds a position that does not
+    /// follow from what was published in it. Only the log can tell whether it goes on from there,
+    /// and it is asked when a session begins; until then the position would pass for a commit of
+    /// events that its holder has never seen.
+    fn reposition(&mut self, stream_id: StreamId, position: Committed) {
+        let Some(stream) = self.streams.get_mut(&stream_id) else { return };
+        let follows = position.sequence <= stream.last()
+            && stream.epoch_at(position.sequence).is_none_or(|epoch| epoch == position.epoch);
+        if follows {
+            return;
+        }
+        if let Some(conn) = stream.publisher.take().and_then(|id| self.conns.get_mut(&id)) {
+            conn.publishing = None;
+            conn.end(&Frame::Goodbye {
+                code: GoodbyeCode::Reposition,
+                reason: format!(
+                    "a consumer has stored stream {stream_id} up to {}; connect again to compare",
+                    position.sequence
+                ),
+            });
+        }
     }
 
     /// Notes which consumers want something of the stream. One that begins to want it starts

@@ -461,6 +461,20 @@ fn the_same_epoch_takes_over_from_a_half_open_connection() {
     assert_eq!(bus.seen(new), [Seen::Ack(1, Accepted)]);
 }
 
+/// The position passed for a commit: what was published up to it was acknowledged and its holder
+/// never saw it.
+#[test]
+fn a_consumer_that_is_ahead_makes_the_publisher_compare() {
+    let mut bus = Bus::new(limits());
+    let publisher = bus.publisher();
+    let _store = bus.durable("store", &["#"], Some(60));
+    assert_eq!(bus.seen(publisher), [Seen::Goodbye(GoodbyeCode::Reposition)]);
+    assert_eq!(bus.publish(publisher, 0, &[0]), Flow::Close, "it is not listened to any more");
+    bus.core.disconnect(publisher);
+    let again = bus.publisher_at(EPOCH, 1, 0);
+    assert_eq!(bus.seen(again), [Seen::Welcome(Some(60), vec![60])]);
+}
+
 #[test]
 fn a_log_that_grew_differently_is_refused() {
     let mut bus = Bus::new(limits());
