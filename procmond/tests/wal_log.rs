@@ -212,6 +212,24 @@ fn w4_a_wiped_header_costs_no_record() {
 }
 
 #[test]
+fn w4_a_log_that_was_never_closed_knows_itself_without_its_first_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    fill(&log, 300);
+    let crashed = crash_copy(dir.path());
+    let path = segments(crashed.path())[0].clone();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[..4096].fill(0);
+    fs::write(&path, bytes).unwrap();
+    let (reopened, recovery) = open(crashed.path(), quick());
+    assert_eq!(reopened.stream(), log.stream());
+    assert_eq!((recovery.new_stream, recovery.last), (false, Sequence(300)));
+    let (read, lost) = read(&reopened, 1);
+    let [(1, last, LostReason::Damaged)] = lost[..] else { panic!("{lost:?}") };
+    assert_eq!(read, range(last + 1, 300));
+}
+
+#[test]
 fn w4_a_missing_segment_is_reported_and_the_rest_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let options = WalOptions { segment_bytes: 4096, ..quick() };
@@ -403,6 +421,7 @@ async fn w9_at_the_budget_appends_are_refused_and_come_back() {
         let before = log.last();
         let refused = loop {
             let next = log.last().next().0;
+            assert!(log.last().since(before) < 10_000, "the budget is not kept");
             match log.submit(3, next as i64, &payload(next)) {
                 Ok(_) => {}
                 Err(WalError::Busy) => log.room().await,
@@ -419,6 +438,19 @@ async fn w9_at_the_budget_appends_are_refused_and_come_back() {
         // Everything has been committed by the consumers: the room comes back by itself.
         log.acknowledge(log.last()).unwrap();
         until("there is room", || log.stats().used_bytes < 16_384);
+    }
+}
+
+#[test]
+fn w9_room_comes_back_even_from_the_segment_being_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), WalOptions { disk_budget_bytes: 16_384, ..quick() });
+    for _ in 0..3 {
+        let sequence = log.submit(1, 0, &[1; 12_000]).unwrap();
+        log.durable_blocking(sequence).unwrap();
+        assert!(matches!(log.submit(1, 0, &[1; 12_000]), Err(WalError::BudgetSpent { .. })));
+        log.acknowledge(sequence).unwrap();
+        until("there is room", || log.stats().used_bytes < 1000);
     }
 }
 

@@ -172,6 +172,8 @@ fn w8_a_full_disk_refuses_and_recovers() {
             }
             append(&log, n + 1).unwrap();
             assert_eq!(read(&log), numbers(1, n + 1));
+            // Only a failed sync leaves a file that cannot be written on.
+            assert_eq!(log.stats().rewrites, u64::from(op == Op::Sync));
             drop(log);
             let (log, recovery) = open_on(&working(), dir.path(), small());
             assert!(recovery.damage.is_empty() && recovery.torn.is_none(), "{recovery:?}");
@@ -186,10 +188,11 @@ fn w8_a_log_closed_on_a_full_disk_says_what_is_not_durable() {
     let storage = working();
     let (log, _) = open_on(&storage, dir.path(), quick());
     append(&log, 1).unwrap();
-    storage.replan(|op, _| (op == Op::Write).then_some(ENOSPC));
+    storage.replan(|op, _| (op == Op::Write).then_some(Fault::Short(20, ErrorKind::StorageFull)));
     append(&log, 2).unwrap_err();
     assert!(matches!(log.close(), Err(WalError::DiskFull { .. })));
-    let (log, _) = open_on(&working(), dir.path(), quick());
+    let (log, recovery) = open_on(&working(), dir.path(), quick());
+    assert_eq!(recovery.torn, None, "what was not written whole was taken back");
     assert_eq!(read(&log), numbers(1, 1));
 }
 

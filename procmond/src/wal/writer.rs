@@ -185,18 +185,14 @@ impl Writer {
         label.watermark_epoch = task.watermark_epoch;
         let result = self.write_group(control).or_else(|failure| {
             if failure.only_full {
-                return Err(full(failure));
+                return Err(failure.said());
             }
             tracing::warn!(
                 path = ?failure.path, error = %failure.source,
                 "writing the log failed; what had no receipt goes into a fresh segment"
             );
             self.abandoned = true;
-            self.write_group(control).map_err(|failure| {
-                if failure.only_full { full(failure) } else { poisoned(failure) }
-            })?;
-            self.shared.lock().counters.rewrites += 1;
-            Ok(())
+            self.write_group(control).map_err(Failure::said)
         });
         if result.is_err() {
             // Not said durably yet: to be said again.
@@ -294,8 +290,12 @@ impl Writer {
         let dir = &self.shared.dir;
         let (path, file) = segment::create(&*self.storage, dir, &label).map_err(Failure::from)?;
         self.active = Active::new(file, path, label);
+        {
+            let mut state = self.shared.lock();
+            state.segments.push_back(self.active.entry());
+            state.counters.rewrites += u64::from(self.abandoned);
+        }
         self.abandoned = false;
-        self.shared.lock().segments.push_back(self.active.entry());
         self.publish();
         Ok(())
     }
@@ -370,9 +370,7 @@ impl Writer {
         let near = used.saturating_add(options.segment_bytes) > options.disk_budget_bytes;
         let worth = self.active.offset > EMPTY_BYTES + options.segment_bytes / 2;
         if near && worth && acknowledged {
-            self.rotate().map_err(|failure| {
-                if failure.only_full { full(failure) } else { poisoned(failure) }
-            })?;
+            self.rotate().map_err(Failure::said)?;
             self.delete_acknowledged();
         }
         Ok(())
@@ -429,6 +427,18 @@ fn finish(active: &mut Active, written: std::io::Result<()>) -> Result<(), Failu
     Err(Failure { path: active.path.clone(), only_full: is_full(&source) && cut.is_ok(), source })
 }
 
+impl Failure {
+    /// What those who wait are told when nothing more can be done about it.
+    fn said(self) -> WalError {
+        let (path, source) = (self.path, Arc::new(self.source));
+        if self.only_full {
+            WalError::DiskFull { path, source }
+        } else {
+            WalError::Poisoned { path, source }
+        }
+    }
+}
+
 impl From<WalError> for Failure {
     fn from(error: WalError) -> Self {
         match error {
@@ -449,14 +459,6 @@ impl From<WalError> for Failure {
 
 fn unshare(source: Arc<std::io::Error>) -> std::io::Error {
     Arc::try_unwrap(source).unwrap_or_else(|source| std::io::Error::new(source.kind(), source))
-}
-
-fn full(failure: Failure) -> WalError {
-    WalError::DiskFull { path: failure.path, source: Arc::new(failure.source) }
-}
-
-fn poisoned(failure: Failure) -> WalError {
-    WalError::Poisoned { path: failure.path, source: Arc::new(failure.source) }
 }
 
 /// A salt that bytes from elsewhere are not written with.
