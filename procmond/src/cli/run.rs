@@ -16,9 +16,7 @@ use crate::collector::CollectorLink;
 use crate::config::{Config, FlagValue};
 use crate::event_bus_connector::{ConnectorOptions, EventBusConnector};
 use crate::monitor::snapshot::SNAPSHOT_FILE;
-use crate::monitor::{
-    INTERVAL_MAX, MonitorError, MonitorHandle, MonitorOptions, ProcessMonitor,
-};
+use crate::monitor::{INTERVAL_MAX, MonitorError, MonitorHandle, MonitorOptions, ProcessMonitor};
 use crate::shutdown::Signals;
 use crate::wal::{LostRange, Recovery, WriteAheadLog};
 
