@@ -266,7 +266,7 @@ fn follow_stdout(
     let Some(FollowOptions { format }) = follow else {
         return Ok((told_or_never(None), tokio::spawn(async {})));
     };
-    let printer = EventPrinter::new(BufWriter::new(io::stdout()), format);
+    let printer = EventPrinter::new(BufWriter::new(io::stdout()), format).folding_existing();
     let mut follower = Follower::new(reader, EventFilter::default(), printer)
         .map_err(|error| AgentError::Connection(error.to_string()))?;
     let (ended, on_end) = ShutdownTrigger::new();

@@ -64,12 +64,29 @@ pub struct EventPrinter<W> {
     out: W,
     format: Format,
     headed: bool,
+    folds: bool,
+    folded: Option<Folded>,
+}
+
+/// Processes that were there before monitoring began, not printed yet.
+#[derive(Debug)]
+struct Folded {
+    count: u64,
+    time_ns: i64,
 }
 
 impl<W: Write> EventPrinter<W> {
     /// A printer that has printed nothing yet.
     pub const fn new(out: W, format: Format) -> Self {
-        Self { out, format, headed: false }
+        Self { out, format, headed: false, folds: false, folded: None }
+    }
+
+    /// In columns, processes that were there before monitoring began are shown as one line with
+    /// their number: somebody who waits for what happens is not flooded with what was.
+    #[must_use]
+    pub fn folding_existing(mut self) -> Self {
+        self.folds = true;
+        self
     }
 
     /// Prints one event; columns are headed before the first.
@@ -81,8 +98,15 @@ impl<W: Write> EventPrinter<W> {
             Format::Json => json_line(&mut self.out, event),
             Format::Columns { colour, zone, cut } => {
                 let (colour, zone) = (*colour, zone.clone());
+                if self.folds && describe::is_existing(&event.topic, &event.event) {
+                    let folded =
+                        self.folded.get_or_insert(Folded { count: 0, time_ns: event.time_ns });
+                    folded.count += 1;
+                    return Ok(());
+                }
                 // Asked for each line: a window may be resized.
                 let width = cut.then(terminal_width).flatten();
+                self.unfold()?;
                 self.head(colour)?;
                 columns(&mut self.out, event, colour, zone, width)
             }
@@ -94,7 +118,30 @@ impl<W: Write> EventPrinter<W> {
     /// # Errors
     /// When the writer fails.
     pub fn flush(&mut self) -> io::Result<()> {
+        self.unfold()?;
         self.out.flush()
+    }
+
+    fn unfold(&mut self) -> io::Result<()> {
+        let (Some(Folded { count, time_ns }), Format::Columns { colour, zone, .. }) =
+            (self.folded.take(), &self.format)
+        else {
+            return Ok(());
+        };
+        let (colour, zone) = (*colour, zone.clone());
+        self.head(colour)?;
+        let (dim, undim) = paint(Style::new().dimmed(), colour);
+        let what = match count {
+            1 => "1 process was there already".to_owned(),
+            several => format!("{several} processes were there already"),
+        };
+        writeln!(
+            self.out,
+            "{dim}{:<23} {:<6} {:>40}{what}{undim}",
+            time(time_ns, zone),
+            "exists",
+            ""
+        )
     }
 
     fn head(&mut self, colour: bool) -> io::Result<()> {
@@ -312,6 +359,30 @@ mod tests {
             serde_json::json!({ "type": "process", "kind": "start", "existing": true }),
         );
         assert!(columns_without_colour(&existing).contains(" exists "));
+    }
+
+    #[test]
+    fn what_was_there_already_is_one_line_for_those_who_follow() {
+        let exists = stored(
+            "events.process.start",
+            serde_json::json!({ "type": "process", "kind": "start", "existing": true }),
+        );
+        let start = stored("events.process.start", serde_json::json!({ "existing": false }));
+        let format = Format::Columns { colour: false, zone: TimeZone::UTC, cut: false };
+        let mut out = Vec::new();
+        let mut printer = EventPrinter::new(&mut out, format).folding_existing();
+        for event in [&exists, &exists, &start, &exists] {
+            printer.print(event).unwrap();
+        }
+        printer.flush().unwrap();
+        let shown = String::from_utf8(out).unwrap();
+        let lines: Vec<_> = shown.lines().map(|line| line.get(24..).unwrap_or(line)).collect();
+        assert_eq!(lines.len(), 4, "{shown}");
+        assert!(
+            lines[1].starts_with("exists") && lines[1].ends_with("2 processes were there already")
+        );
+        assert!(lines[2].starts_with("start"));
+        assert!(lines[3].ends_with("1 process was there already"));
     }
 
     #[test]

@@ -12,6 +12,14 @@ pub(super) fn kind(topic: &str, event: &Value) -> String {
     topic.rsplit('.').next().unwrap_or(topic).to_owned()
 }
 
+/// Whether it is the start of a process that was there before monitoring began.
+pub(super) fn is_existing(topic: &str, json: &str) -> bool {
+    // Most events are none of these: a look at the text saves reading it.
+    topic.ends_with(".start")
+        && json.contains("existing")
+        && serde_json::from_str::<Value>(json).is_ok_and(|event| event["existing"] == true)
+}
+
 /// How a process ended, what changed, what is missing. Empty if there is nothing to say.
 pub(super) fn details(event: &Value) -> String {
     let mut parts = Vec::new();
@@ -30,12 +38,12 @@ pub(super) fn details(event: &Value) -> String {
 }
 
 fn gap(event: &Value, parts: &mut Vec<String>) {
-    let missing = match &event["missing"] {
-        Value::Null => "events missing".to_owned(),
-        count if *count == 1 => "1 event missing".to_owned(),
-        count => format!("{} events missing", text(count)),
-    };
-    parts.push(format!("{missing}: {}", text(&event["reason"])));
+    let reason = text(&event["reason"]);
+    parts.push(match &event["missing"] {
+        Value::Null => reason,
+        count if *count == 1 => format!("1 event missing: {reason}"),
+        count => format!("{} events missing: {reason}", text(count)),
+    });
     if let (Value::Number(first), Value::Number(last)) =
         (&event["first_sequence"], &event["last_sequence"])
     {
