@@ -1,11 +1,11 @@
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
 use rustix::process::Signal;
 
-use crate::signal;
+use crate::{bin, signal};
 
 /// A running `feeder`: a collector that appends as fast as it can and reports its receipts.
 pub struct Feeder {
@@ -18,14 +18,8 @@ impl Feeder {
     ///
     /// # Panics
     /// If it cannot be started.
-    pub fn start(
-        binary: &Path,
-        wal_dir: &Path,
-        socket: &Path,
-        producers: usize,
-        bytes: usize,
-    ) -> Self {
-        let mut child = Command::new(PathBuf::from(binary))
+    pub fn start(wal_dir: &Path, socket: &Path, producers: usize, bytes: usize) -> Self {
+        let mut child = Command::new(bin("feeder"))
             .arg(wal_dir)
             .arg(socket)
             .args(["feeder", &producers.to_string(), &bytes.to_string()])

@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: the real binaries, started in directories of their own, and
-//! ways to look at what they left behind.
+//! ways to look at what they left behind. Unix only, like the signals they send.
+
+#![cfg(unix)]
 
 mod agent;
 mod bins;

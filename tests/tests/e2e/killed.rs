@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use daemoneye_tests::{
@@ -48,10 +47,8 @@ fn kill_rounds(victims: Victims) {
         .env("DAEMONEYE_COLLECTORS__RESTART_MAX_MS", 200);
     let mut agent = setup.start();
     agent.monitoring();
-    let feeder_binary = Path::new(env!("CARGO_BIN_EXE_feeder"));
     let feeder_wal = setup.state_dir().join("feeder");
-    let feed =
-        || Feeder::start(feeder_binary, &feeder_wal, &setup.socket(), PRODUCERS, PAYLOAD_BYTES);
+    let feed = || Feeder::start(&feeder_wal, &setup.socket(), PRODUCERS, PAYLOAD_BYTES);
 
     let mut promised = Promised::new();
     let mut receipts = 0;
@@ -83,7 +80,7 @@ fn kill_rounds(victims: Victims) {
     // A last run without a producer delivers what is left.
     receipts += note(&mut promised, feeder.kill());
     assert!(receipts > 1000, "only {receipts} receipts: nothing was put to the test");
-    let feeder = Feeder::start(feeder_binary, &feeder_wal, &setup.socket(), 0, 0);
+    let feeder = Feeder::start(&feeder_wal, &setup.socket(), 0, 0);
     agent.monitoring();
     let store = until_some("the store can be opened", || {
         setup.state_dir().join("events.db").exists().then(|| setup.store())

@@ -1,9 +1,14 @@
 //! The promises, each on the real binaries, real sockets and a real disk.
 
+#![cfg(unix)]
+
 mod bad_start;
 mod broker_away;
+mod flipped_byte;
 mod killed;
 mod log_replaced;
 mod main_job;
+mod readme;
 mod secrets_never_leave;
 mod slow_live_subscriber;
+mod torn_tail;

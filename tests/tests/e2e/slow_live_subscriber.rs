@@ -3,7 +3,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use daemoneye_tests::{AgentBuilder, Feeder, Guarded, beside_others, signal, until};
+use daemoneye_tests::{AgentBuilder, Feeder, Guarded, beside_others, bin, signal, until};
 use rustix::process::Signal;
 
 /// Enough to fill the socket and the bounded queue of a subscriber that does not read, many times.
@@ -22,15 +22,14 @@ fn slow_live_subscriber() {
     let healthy = Subscriber::start(&setup.socket(), "healthy");
     signal(&slow.child, Signal::STOP);
 
-    let binary = Path::new(env!("CARGO_BIN_EXE_feeder"));
     let wal = setup.state_dir().join("feeder");
-    let feeder = Feeder::start(binary, &wal, &setup.socket(), 64, PAYLOAD_BYTES);
+    let feeder = Feeder::start(&wal, &setup.socket(), 64, PAYLOAD_BYTES);
     let store = setup.store();
     let stored = || store.committed().values().next().copied().unwrap_or(0);
     until("the store gets its events", || stored() >= EVENTS);
     feeder.kill();
     // Everything that was logged is delivered by a last run.
-    let feeder = Feeder::start(binary, &wal, &setup.socket(), 0, 0);
+    let feeder = Feeder::start(&wal, &setup.socket(), 0, 0);
     until("the healthy subscriber has everything", || {
         let (received, missed) = healthy.counts();
         assert_eq!(missed, 0, "the healthy one missed some");
@@ -68,7 +67,7 @@ struct Subscriber {
 
 impl Subscriber {
     fn start(socket: &Path, id: &str) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_subscriber"))
+        let mut child = Command::new(bin("subscriber"))
             .arg(socket)
             .args([id, "events.#"])
             .stdout(Stdio::piped())

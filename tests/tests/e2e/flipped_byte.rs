@@ -39,7 +39,6 @@ fn flipped_byte() {
         last = log.submit(1, n as i64, &[n as u8]).unwrap();
     }
     log.durable_blocking(last).unwrap();
-    log.acknowledge(Sequence(10)).unwrap();
     let stream = log.stream();
     drop(log);
     let name = "procmond-00001.wal";
