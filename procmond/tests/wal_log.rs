@@ -230,6 +230,22 @@ fn w4_a_log_that_was_never_closed_knows_itself_without_its_first_page() {
 }
 
 #[test]
+fn w4_damage_to_the_last_record_of_a_closed_log_is_no_torn_tail() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), quick());
+    fill(&log, 10);
+    drop(log);
+    let path = segments(dir.path())[0].clone();
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(10).position(|window| window == b"record 10 ").unwrap();
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let (log, recovery) = open(dir.path(), quick());
+    assert_eq!((recovery.torn, recovery.last), (None, Sequence(10)));
+    assert_eq!(read(&log, 1), (range(1, 9), vec![(10, 10, LostReason::Damaged)]));
+}
+
+#[test]
 fn w4_a_missing_segment_is_reported_and_the_rest_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let options = WalOptions { segment_bytes: 4096, ..quick() };

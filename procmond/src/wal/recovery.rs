@@ -1,7 +1,7 @@
 //! Opening a log: what the last writer left, whatever ended it.
 //!
-//! 1. Files that were never finished are removed, and a new stream that had its last segment in
-//!    place is completed ([`settle`]).
+//! 1. Files that were never finished are removed, and a new stream that had its first segment
+//!    in place is completed ([`settle`]).
 //! 2. Every segment is asked who it is. Only the last is read as a whole: the others end where the
 //!    next begins, and a reader finds out about damage in them when it gets there.
 //! 3. The last segment's torn tail is cut off. It is never written to again: every opening begins
@@ -339,7 +339,7 @@ fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
             }
         }
     }
-    // A new stream has begun once its last segment has its name: the rest follows, and the stream
+    // A new stream has begun once its first segment has its name: the rest follows, and the stream
     // it replaces goes. Before that it never was.
     let newest = segments.iter().rev().find_map(|segment| segment.label);
     for mut next in waiting {

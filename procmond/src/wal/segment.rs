@@ -25,7 +25,7 @@ pub(crate) enum FileName {
     Segment(u64),
     /// `procmond-00001.wal.new`: not finished, so without meaning after a crash.
     Unfinished(u64),
-    /// `procmond-00001.wal.next`: part of a stream that takes over once its last segment has.
+    /// `procmond-00001.wal.next`: part of a stream that takes over once one of its segments has its name.
     Next(u64),
 }
 

@@ -1,7 +1,7 @@
 //! Beginning a new stream in a directory: everything unacknowledged, written again under a new
 //! name from sequence 1.
 //!
-//! The new segments are written and synced under temporary names first. Then the last of them gets
+//! The new segments are written and synced under temporary names first. Then the first of them gets
 //! its final name: from that moment on the directory's highest segment is of the new stream, and
 //! opening completes what a crash leaves undone. Until then opening removes them. So a crash
 //! leaves wholly the one stream or wholly the other.
@@ -226,12 +226,14 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// Gives the segments their final names, the last first: with it the stream has begun.
+    /// Gives the segments their final names: with the first of them the stream has begun.
     fn take_names(&mut self) -> Result<(), WalError> {
         let dir = &self.shared.dir;
-        self.storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
+        let sync =
+            || self.storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source));
+        sync()?;
         let mut begun = false;
-        for segment in self.segments.iter_mut().rev() {
+        for segment in &mut self.segments {
             let path = FileName::Segment(segment.number).path(dir);
             let renamed = self
                 .storage
@@ -245,17 +247,17 @@ impl<'a> Copy<'a> {
                 }
                 Err(error) => return Err(error),
             }
-            if !begun {
-                begun = true;
-                self.active.path.clone_from(&segment.path);
-                if let Err(error) = self.storage.sync_dir(dir) {
-                    // Whether the name is durable is not known: neither stream may be written on.
-                    return Err(WalError::Poisoned { path: dir.clone(), source: Arc::new(error) });
-                }
+            if !begun && let Err(source) = self.storage.sync_dir(dir) {
+                // Whether the name is durable is not known: neither stream may be written on.
+                return Err(WalError::Poisoned { path: dir.clone(), source: Arc::new(source) });
             }
+            begun = true;
         }
-        if let Err(error) = self.storage.sync_dir(dir) {
-            tracing::warn!(?dir, %error, "cannot sync the log directory");
+        if let Some(last) = self.segments.back() {
+            self.active.path.clone_from(&last.path);
+        }
+        if let Err(error) = sync() {
+            tracing::warn!(%error, "the new stream's names may have to be completed later");
         }
         Ok(())
     }
