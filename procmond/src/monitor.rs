@@ -6,6 +6,7 @@
 
 mod pressure;
 mod recorder;
+mod recovery;
 pub mod snapshot;
 pub mod tracker;
 
@@ -25,6 +26,8 @@ use crate::source::{Observation, SourceChoice, SourceError, SourceHandle};
 use crate::wal::WalError;
 use pressure::Pressure;
 use recorder::Recorder;
+pub use recorder::Refused;
+pub use recovery::Recovered;
 use snapshot::Snapshot;
 use tracker::Tracker;
 
@@ -160,24 +163,19 @@ struct Saved {
 }
 
 impl ProcessMonitor {
-    /// A monitor that continues from what the log and the snapshot beside it know of processes.
-    ///
-    /// Reads the snapshot and the log behind it: call it where blocking on the disk is allowed.
-    ///
-    /// # Errors
-    /// If the log cannot be read.
+    /// A monitor that continues from what an earlier run left.
+    #[must_use]
     pub fn new(
         options: MonitorOptions,
+        recovered: Recovered,
         connector: EventBusConnector,
         signals: mpsc::Receiver<BackpressureSignal>,
-    ) -> Result<(Self, MonitorHandle), WalError> {
+    ) -> (Self, MonitorHandle) {
         let (mailbox, messages) = mpsc::channel(MAILBOX);
-        let (tracker, sequence) = recover(&options, &connector)?;
-        let log = connector.log();
-        log.retain_from(sequence.next());
+        let Recovered { tracker, stream, sequence, refused } = recovered;
         let monitor = Self {
-            saved: Saved { stream: log.stream(), sequence, at: Instant::now() },
-            recorder: Recorder::new(connector.clone()),
+            saved: Saved { stream, sequence, at: Instant::now() },
+            recorder: Recorder::new(connector.clone(), refused),
             options,
             mailbox: messages,
             signals,
@@ -189,7 +187,7 @@ impl ProcessMonitor {
             scans_total: 0,
             scan_errors_total: 0,
         };
-        Ok((monitor, MonitorHandle { mailbox }))
+        (monitor, MonitorHandle { mailbox })
     }
 
     /// Runs until it is told to shut down.
@@ -200,6 +198,7 @@ impl ProcessMonitor {
         if self.connector.log().last() == Sequence::NONE {
             self.recorder.record(&stream_began(self.connector.log().stream())).await?;
         }
+        self.recorder.settle().await?;
         loop {
             // In this order: a flood of observations must not keep control waiting.
             tokio::select! {
@@ -231,6 +230,8 @@ impl ProcessMonitor {
             Message::SetInterval { interval, at_once, reply } => {
                 let legal = (INTERVAL_MIN..=INTERVAL_MAX).contains(&interval);
                 if legal && at_once {
+                    // The later word counts, also against one that waits for its look.
+                    self.next_interval = None;
                     self.set_interval(interval);
                 } else if legal {
                     self.next_interval = Some(interval);
@@ -299,7 +300,14 @@ impl ProcessMonitor {
             self.set_interval(interval);
         }
         if self.snapshot_is_due() {
-            self.save_snapshot().await?;
+            match self.save_snapshot().await {
+                // What is queued is written when there is room, and the table after it.
+                Err(MonitorError::Log(error @ WalError::DiskFull { .. })) => {
+                    debug!(%error, "the process table waits for the log");
+                    self.saved.at = Instant::now();
+                }
+                result => result?,
+            }
         }
         Ok(())
     }
@@ -307,9 +315,11 @@ impl ProcessMonitor {
     fn snapshot_is_due(&self) -> bool {
         let log = self.connector.log();
         let new = log.last().since(self.saved.sequence);
+        // Records that are committed but kept for the next start may be what takes the room.
+        let in_the_way = self.recorder.owed().is_some() && log.watermark() > self.saved.sequence;
         self.saved.stream != log.stream()
             || new >= SNAPSHOT_EVENTS
-            || (new > 0 && self.saved.at.elapsed() >= SNAPSHOT_AGE)
+            || (new > 0 && (in_the_way || self.saved.at.elapsed() >= SNAPSHOT_AGE))
     }
 
     /// Writes the process table down. Events are made durable first: a table that knew more than
@@ -322,7 +332,8 @@ impl ProcessMonitor {
             // A new stream began meanwhile; the next look writes the table for that one.
             return Ok(());
         }
-        let snapshot = Snapshot { stream, sequence, table: self.tracker.encode() };
+        let refused = self.recorder.owed();
+        let snapshot = Snapshot { stream, sequence, refused, table: self.tracker.encode() };
         let path = self.options.snapshot_path.clone();
         let saved = tokio::task::spawn_blocking(move || snapshot.save(&path)).await;
         match saved {
@@ -351,6 +362,7 @@ impl ProcessMonitor {
         if let Some(gap) = self.pressure.end() {
             self.recorder.record(&gap.into()).await?;
         }
+        self.recorder.settle().await?;
         self.save_snapshot().await
     }
 
@@ -398,36 +410,6 @@ async fn next_observation(
     }
 }
 
-/// The process table as the last run left it: the snapshot, rolled forward by the log.
-fn recover(
-    options: &MonitorOptions,
-    connector: &EventBusConnector,
-) -> Result<(Tracker, Sequence), WalError> {
-    let log = connector.log();
-    let name = options.source.name();
-    let snapshot = Snapshot::load(&options.snapshot_path)
-        .filter(|snapshot| snapshot.stream == log.stream() && snapshot.sequence <= log.last());
-    let (mut tracker, from) = match snapshot {
-        Some(snapshot) => (Tracker::restore(name, &snapshot.table), snapshot.sequence),
-        None => (Tracker::new(name), Sequence::NONE),
-    };
-    let mut reader = log.reader(from.next());
-    loop {
-        let entries = reader.next_batch(1024 * 1024)?;
-        if entries.is_empty() {
-            return Ok((tracker, from));
-        }
-        for entry in entries {
-            // A record that is lost or not an event says nothing about processes.
-            if let crate::wal::Entry::Record(record) = entry
-                && let Ok(event) = Event::decode(&record.payload)
-            {
-                tracker.apply_logged(&event);
-            }
-        }
-    }
-}
-
 fn stream_began(stream: StreamId) -> Event {
     Event::Gap(GapEvent {
         reason: GapReason::StreamBegan,
@@ -444,3 +426,6 @@ fn stream_began(stream: StreamId) -> Event {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

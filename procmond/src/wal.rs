@@ -59,6 +59,8 @@ mod writer;
 pub use error::WalError;
 pub use inspect::{Inspection, Problem, ProblemKind, SegmentIdentity, SegmentReport, inspect};
 pub use reader::{Entry, LostReason, Record, WalReader};
+#[cfg(test)]
+pub(crate) use storage::faulty;
 pub use wait::Durable;
 
 use group::Group;
@@ -253,7 +255,7 @@ impl WriteAheadLog {
         Self::open_on(Arc::new(OsStorage), dir, options)
     }
 
-    fn open_on(
+    pub(crate) fn open_on(
         storage: Arc<dyn Storage>,
         dir: &Path,
         options: WalOptions,
@@ -494,7 +496,14 @@ impl WriteAheadLog {
     /// Keeps the segments that hold records from this sequence on, acknowledged or not. Only
     /// until the log is closed or a new stream begins.
     pub fn retain_from(&self, sequence: Sequence) {
-        self.inner.shared.lock().retain_from = Some(sequence);
+        let mut state = self.inner.shared.lock();
+        state.retain_from = Some(sequence);
+        // Segments may be free to go now: the writer looks, as after an acknowledgement.
+        if state.waiting_since.is_none() {
+            state.waiting_since = Some(Instant::now());
+            drop(state);
+            self.inner.shared.call_writer();
+        }
     }
 
     /// The stream.

@@ -16,7 +16,9 @@ use crate::collector::CollectorLink;
 use crate::config::{Config, FlagValue};
 use crate::event_bus_connector::{ConnectorOptions, EventBusConnector};
 use crate::monitor::snapshot::SNAPSHOT_FILE;
-use crate::monitor::{INTERVAL_MAX, MonitorError, MonitorHandle, MonitorOptions, ProcessMonitor};
+use crate::monitor::{
+    INTERVAL_MAX, MonitorError, MonitorHandle, MonitorOptions, ProcessMonitor, Recovered,
+};
 use crate::shutdown::Signals;
 use crate::wal::{LostRange, Recovery, WriteAheadLog};
 
@@ -124,6 +126,12 @@ async fn collect(config: &Config, socket: PathBuf, wait_for_agent: bool) -> Resu
     let mut signals = Signals::listen()?;
     let (log, recovery) = WriteAheadLog::open(&config.wal_dir, config.wal_options())?;
     report(&log, &recovery);
+    let monitor_options = MonitorOptions {
+        source: config.source,
+        interval: config.interval,
+        snapshot_path: config.wal_dir.join(SNAPSHOT_FILE),
+    };
+    let recovered = Recovered::read(&monitor_options, &log)?;
     let options = ConnectorOptions {
         socket,
         client: ClientOptions::new(config.collector_id.as_str(), Role::Collector),
@@ -131,12 +139,8 @@ async fn collect(config: &Config, socket: PathBuf, wait_for_agent: bool) -> Resu
         topic_of,
     };
     let (connector, backpressure) = EventBusConnector::start(log.clone(), options);
-    let options = MonitorOptions {
-        source: config.source,
-        interval: config.interval,
-        snapshot_path: config.wal_dir.join(SNAPSHOT_FILE),
-    };
-    let (monitor, handle) = ProcessMonitor::new(options, connector.clone(), backpressure)?;
+    let (monitor, handle) =
+        ProcessMonitor::new(monitor_options, recovered, connector.clone(), backpressure);
     let mut monitor = tokio::spawn(monitor.run());
     let (shutdown, mut shutdown_asked) = mpsc::channel(1);
     let link = CollectorLink::new(

@@ -11,7 +11,10 @@
 //! | 8 | 4 | version, 1 |
 //! | 12 | 16 | stream |
 //! | 28 | 8 | sequence of the last event the table knows of |
-//! | 36 | .. | the table: see [`TableImage`] |
+//! | 36 | 8 | how many events the log has refused and not been told of |
+//! | 44 | 8 | the time of the earliest of them, nanoseconds since 1970 |
+//! | 52 | 8 | the time of the latest |
+//! | 60 | .. | the table: see [`TableImage`] |
 //! | end - 4 | 4 | CRC-32 of everything before |
 //!
 //! Numbers are little-endian.
@@ -24,6 +27,7 @@ use daemoneye_lib::stream::{Sequence, StreamId};
 use thiserror::Error;
 use tracing::warn;
 
+use super::recorder::Refused;
 use super::tracker::{ImageError, TableImage};
 
 /// The name of the file in the log's directory.
@@ -31,7 +35,7 @@ pub const SNAPSHOT_FILE: &str = "processes.snapshot";
 
 const MAGIC: &[u8; 8] = b"DEYEPROC";
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 8 + 4 + 16 + 8;
+const HEADER_BYTES: usize = 8 + 4 + 16 + 8 + 3 * 8;
 const CRC_BYTES: usize = 4;
 /// Room for more than a hundred thousand processes with long arguments; more is not read.
 const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -43,6 +47,8 @@ pub struct Snapshot {
     pub stream: StreamId,
     /// The last event that the table knows of.
     pub sequence: Sequence,
+    /// Events that are in the table and not in the log, which had no room for them.
+    pub refused: Option<Refused>,
     /// The table.
     pub table: TableImage,
 }
@@ -123,6 +129,11 @@ impl Snapshot {
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&self.stream.to_bytes());
         bytes.extend_from_slice(&self.sequence.0.to_le_bytes());
+        let none = Refused { missing: 0, since_ns: 0, until_ns: 0 };
+        let Refused { missing, since_ns, until_ns } = self.refused.unwrap_or(none);
+        bytes.extend_from_slice(&missing.to_le_bytes());
+        bytes.extend_from_slice(&since_ns.to_le_bytes());
+        bytes.extend_from_slice(&until_ns.to_le_bytes());
         self.table.encode_into(&mut bytes);
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         bytes
@@ -146,7 +157,13 @@ impl Snapshot {
         }
         let stream = StreamId::from_bytes(take(&mut rest)?);
         let sequence = Sequence(u64::from_le_bytes(take(&mut rest)?));
-        Ok(Self { stream, sequence, table: TableImage::decode(rest)? })
+        let refused = Refused {
+            missing: u64::from_le_bytes(take(&mut rest)?),
+            since_ns: i64::from_le_bytes(take(&mut rest)?),
+            until_ns: i64::from_le_bytes(take(&mut rest)?),
+        };
+        let refused = (refused.missing > 0).then_some(refused);
+        Ok(Self { stream, sequence, refused, table: TableImage::decode(rest)? })
     }
 }
 
@@ -202,7 +219,12 @@ mod tests {
                 })
                 .collect(),
         }));
-        Snapshot { stream: StreamId::random(), sequence: Sequence(9), table: tracker.encode() }
+        Snapshot {
+            stream: StreamId::random(),
+            sequence: Sequence(9),
+            refused: None,
+            table: tracker.encode(),
+        }
     }
 
     #[test]
@@ -214,7 +236,8 @@ mod tests {
         let first = snapshot();
         first.save(&path).unwrap();
         assert_eq!(Snapshot::load(&path), Some(first));
-        let second = snapshot();
+        let refused = Some(Refused { missing: 3, since_ns: -4, until_ns: 5 });
+        let second = Snapshot { refused, ..snapshot() };
         second.save(&path).unwrap();
         assert_eq!(Snapshot::load(&path), Some(second));
         assert!(!dir.path().join("processes.snapshot.new").exists());

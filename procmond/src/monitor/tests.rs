@@ -1,0 +1,593 @@
+//! The actor on a real log, with and without real processes.
+
+use std::sync::Arc;
+
+use daemoneye_eventbus::{ClientOptions, Role};
+use daemoneye_lib::models::control::EventCounts;
+use daemoneye_lib::models::process::{
+    Completeness, KeyPrecision, ProcessEvent, ProcessEventKind, SourceName,
+};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::snapshot::SNAPSHOT_FILE;
+use super::*;
+use crate::event_bus_connector::ConnectorOptions;
+use crate::source::{Facts, ObservedProcess, ProcessTable};
+use crate::wal::faulty::{Fault, Faulty, Op};
+use crate::wal::{Entry, WalOptions, WriteAheadLog};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const ENGAGE: BackpressureSignal = BackpressureSignal::Engage { level: 71 };
+const RELEASE: BackpressureSignal = BackpressureSignal::Release { level: 50 };
+
+/// A directory for a log, and what is made on it. There is no broker.
+pub(super) struct Bench {
+    directory: TempDir,
+}
+
+impl Bench {
+    pub(super) fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// Small segments, no commit delay.
+    pub(super) fn options() -> WalOptions {
+        WalOptions { segment_bytes: 4096, commit_delay: Duration::ZERO, ..WalOptions::default() }
+    }
+
+    fn wal_dir(&self) -> PathBuf {
+        self.directory.path().join("wal")
+    }
+
+    fn snapshot_path(&self) -> PathBuf {
+        self.wal_dir().join(SNAPSHOT_FILE)
+    }
+
+    /// Opens the log as soon as the one before has let go of it.
+    pub(super) async fn open(&self, options: WalOptions) -> WriteAheadLog {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match WriteAheadLog::open(&self.wal_dir(), options.clone()) {
+                Ok((log, _)) => return log,
+                Err(WalError::LockHeld { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    pub(super) fn connector(&self, log: &WriteAheadLog) -> EventBusConnector {
+        let options = ConnectorOptions {
+            socket: self.directory.path().join("nobody.sock"),
+            client: ClientOptions::new("monitor", Role::Collector),
+            window_bytes_max: ConnectorOptions::WINDOW_BYTES_MAX,
+            topic_of: |_| "events.process.start".parse().unwrap(),
+        };
+        EventBusConnector::start(log.clone(), options).0
+    }
+
+    /// A monitor that looks this often, its handle and the sending end of its signals.
+    fn monitor(
+        &self,
+        log: &WriteAheadLog,
+        interval: Duration,
+    ) -> (ProcessMonitor, MonitorHandle, mpsc::Sender<BackpressureSignal>) {
+        let (signals, signals_out) = mpsc::channel(4);
+        let options = self.monitor_options(interval);
+        let recovered = Recovered::read(&options, log).unwrap();
+        let connector = self.connector(log);
+        let (monitor, handle) = ProcessMonitor::new(options, recovered, connector, signals_out);
+        (monitor, handle, signals)
+    }
+
+    fn monitor_options(&self, interval: Duration) -> MonitorOptions {
+        let snapshot_path = self.snapshot_path();
+        MonitorOptions { source: SourceChoice::Poll, interval, snapshot_path }
+    }
+
+    /// Has everything committed, and waits until the log has forgotten what it may.
+    pub(super) async fn forget(&self, log: &WriteAheadLog) {
+        let last = log.flush().await.unwrap();
+        log.acknowledge(last).unwrap();
+        until(async || log.stats().used_bytes < 4096).await;
+    }
+}
+
+/// Waits until it holds.
+async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "waited in vain");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// The events in the log from a sequence on. Anything lost fails.
+pub(super) fn records(log: &WriteAheadLog, from: Sequence) -> Vec<(Sequence, Event)> {
+    let mut reader = log.reader(from);
+    let mut events = Vec::new();
+    let mut next = from;
+    loop {
+        let batch = reader.next_batch(1 << 20).unwrap();
+        if batch.is_empty() {
+            return events;
+        }
+        for entry in batch {
+            let Entry::Record(record) = entry else { panic!("{entry:?}") };
+            assert_eq!(record.sequence, next, "sequences are contiguous");
+            next = next.next();
+            events.push((record.sequence, Event::decode(&record.payload).unwrap()));
+        }
+    }
+}
+
+/// A look at processes that have these pids and names.
+fn look(centis: u64, processes: impl IntoIterator<Item = (u32, String)>) -> Observation {
+    let observed = |(pid, name): (u32, String)| {
+        let mut facts = Facts::unknown(Completeness::Complete);
+        facts.name = Some(name.as_str().into());
+        let facts = Some(Box::new(facts));
+        ObservedProcess { pid, start_centis: 1, facts, ended: None }
+    };
+    Observation::Snapshot(ProcessTable {
+        boot_id: Uuid::from_u128(7),
+        precision: KeyPrecision::Tick,
+        time_ns: i64::try_from(centis).unwrap() * 10_000_000,
+        uptime_ns: centis * 10_000_000,
+        processes: processes.into_iter().map(observed).collect(),
+    })
+}
+
+/// A look at `count` processes.
+fn crowd(centis: u64, count: u32) -> Observation {
+    look(centis, (1..=count).map(|pid| (pid, format!("process-{pid}"))))
+}
+
+/// The start, a change and the end of a process.
+pub(super) fn life() -> [Event; 3] {
+    let mut tracker = Tracker::new(SourceName::Poll);
+    let mut one = |processes| {
+        let mut events = tracker.observe(processes);
+        assert_eq!(events.len(), 1);
+        events.remove(0)
+    };
+    let named = |centis, name: &str| look(centis, [(7, name.to_owned())]);
+    [one(named(2, "before")), one(named(3, "after")), one(look(4, []))]
+}
+
+fn set(monitor: &mut ProcessMonitor, ms: u64, at_once: bool) -> Result<(), String> {
+    let (reply, mut answer) = oneshot::channel();
+    let interval = Duration::from_millis(ms);
+    monitor.take(Message::SetInterval { interval, at_once, reply });
+    answer.try_recv().unwrap()
+}
+
+#[tokio::test]
+async fn an_interval_out_of_range_is_refused_with_the_range() {
+    let bench = Bench::new();
+    let log = bench.open(Bench::options()).await;
+    let (mut monitor, _handle, _signals) = bench.monitor(&log, Duration::from_secs(1));
+    for at_once in [true, false] {
+        for ms in [0, 9, 3_600_001, u64::MAX] {
+            let refused = set(&mut monitor, ms, at_once).unwrap_err();
+            assert!(refused.contains("between 10 and 3600000 ms"), "{refused}");
+        }
+        monitor.observed(look(2, [])).await.unwrap();
+        assert_eq!(monitor.health().interval_ms, 1000, "a refusal changes nothing");
+    }
+    for ms in [10, 3_600_000] {
+        assert_eq!(set(&mut monitor, ms, true), Ok(()));
+        assert_eq!(monitor.health().interval_ms, ms);
+    }
+}
+
+#[tokio::test]
+async fn an_update_waits_for_the_next_look() {
+    let bench = Bench::new();
+    let log = bench.open(Bench::options()).await;
+    let (mut monitor, _handle, _signals) = bench.monitor(&log, Duration::from_secs(1));
+    set(&mut monitor, 50, false).unwrap();
+    assert_eq!(monitor.health().interval_ms, 1000);
+    monitor.observed(look(2, [])).await.unwrap();
+    assert_eq!(monitor.health().interval_ms, 50);
+    set(&mut monitor, 60, true).unwrap();
+    monitor.observed(look(3, [])).await.unwrap();
+    assert_eq!(monitor.health().interval_ms, 60, "it was taken up once");
+}
+
+/// An interval that was asked for later gave way, at the next look, to one that was asked for
+/// earlier and had waited for it.
+#[tokio::test]
+async fn the_later_interval_counts() {
+    let bench = Bench::new();
+    let log = bench.open(Bench::options()).await;
+    let (mut monitor, _handle, _signals) = bench.monitor(&log, Duration::from_secs(1));
+    set(&mut monitor, 50, false).unwrap();
+    set(&mut monitor, 70, true).unwrap();
+    monitor.observed(look(2, [])).await.unwrap();
+    assert_eq!(monitor.health().interval_ms, 70);
+    // Backpressure is not a later word: it lengthens whatever is in force.
+    set(&mut monitor, 80, false).unwrap();
+    monitor.signalled(ENGAGE).await.unwrap();
+    assert_eq!(monitor.health().interval_ms, 105);
+    monitor.observed(look(3, [])).await.unwrap();
+    assert_eq!(monitor.health().interval_ms, 120);
+    monitor.signalled(RELEASE).await.unwrap();
+    assert_eq!(monitor.health().interval_ms, 80);
+}
+
+#[tokio::test]
+async fn beginning_again_does_not_begin_again() {
+    let bench = Bench::new();
+    let log = bench.open(Bench::options()).await;
+    let (mut monitor, _handle, _signals) = bench.monitor(&log, INTERVAL_MAX);
+    assert_eq!(monitor.health().state, CollectorState::Waiting);
+    monitor.begin().unwrap();
+    let first = next_observation(&mut monitor.source).await.unwrap();
+    monitor.observed(first).await.unwrap();
+    assert_eq!(monitor.health().state, CollectorState::Monitoring);
+    monitor.begin().unwrap();
+    // A source that has just been started looks before it ends.
+    monitor.finish().await.unwrap();
+    assert_eq!(monitor.health().scans_total, 1);
+}
+
+#[tokio::test]
+async fn c4_what_is_shed_is_in_the_health_and_in_one_gap() {
+    let bench = Bench::new();
+    let log = bench.open(Bench::options()).await;
+    let (mut monitor, _handle, _signals) = bench.monitor(&log, Duration::from_secs(1));
+    monitor.observed(look(2, [(1, "a".to_owned())])).await.unwrap();
+    monitor.signalled(ENGAGE).await.unwrap();
+    for round in 0..6 {
+        let others = (0..=round).map(|pid| (pid + 10, "x".to_owned()));
+        let renamed = [(1, format!("a{round}"))].into_iter().chain(others);
+        monitor.observed(look(3 + u64::from(round), renamed)).await.unwrap();
+    }
+    monitor.observed(look(20, [(1, "a5".to_owned())])).await.unwrap();
+    monitor.signalled(RELEASE).await.unwrap();
+    let health = monitor.health();
+    let expected = EventCounts { start: 7, stop: 6, modify: 2, gap: 1 };
+    assert_eq!((health.events, health.shed_modifies_total, health.processes), (expected, 4, 1));
+    log.flush().await.unwrap();
+    let (last, Event::Gap(gap)) = records(&log, Sequence(1)).pop().unwrap() else {
+        panic!("a gap at last")
+    };
+    assert_eq!((gap.reason, gap.missing), (GapReason::Shed, Some(4)));
+    assert_eq!((health.log.last, last), (Sequence(16), Sequence(16)));
+}
+
+#[tokio::test]
+async fn an_end_under_pressure_accounts_for_what_was_shed() {
+    let bench = Bench::new();
+    let log = bench.open(Bench::options()).await;
+    let (mut monitor, _handle, _signals) = bench.monitor(&log, Duration::from_secs(1));
+    monitor.signalled(ENGAGE).await.unwrap();
+    for (at, name) in [(2, "a"), (3, "b"), (4, "c")] {
+        monitor.observed(look(at, [(1, name.to_owned())])).await.unwrap();
+    }
+    monitor.finish().await.unwrap();
+    let (_, Event::Gap(gap)) = records(&log, Sequence(1)).pop().unwrap() else {
+        panic!("a gap at last")
+    };
+    assert_eq!((gap.reason, gap.missing), (GapReason::Shed, Some(1)));
+}
+
+#[tokio::test]
+async fn shutdown_makes_everything_durable_and_writes_the_table_down() {
+    let bench = Bench::new();
+    // Without the flush nothing would be durable for an hour.
+    let log = bench
+        .open(WalOptions { commit_delay: Duration::from_secs(3600), ..Bench::options() })
+        .await;
+    let (monitor, handle, signals) = bench.monitor(&log, Duration::from_millis(10));
+    let running = tokio::spawn(monitor.run());
+    handle.begin().await.unwrap().unwrap();
+    until(async || handle.health().await.unwrap().scans_total >= 2).await;
+
+    let waiting = handle.health().await.unwrap();
+    assert!(waiting.log.last > waiting.log.durable, "{:?}", waiting.log);
+    signals.send(ENGAGE).await.unwrap();
+    until(async || handle.health().await.unwrap().interval_ms == 15).await;
+    signals.send(RELEASE).await.unwrap();
+    until(async || handle.health().await.unwrap().interval_ms == 10).await;
+
+    handle.shutdown().await.unwrap();
+    running.await.unwrap().unwrap();
+    assert_eq!(handle.health().await, Err(MonitorEnded));
+    assert_eq!(handle.shutdown().await, Err(MonitorEnded));
+    assert_eq!(log.last_durable(), log.last());
+    let snapshot = Snapshot::load(&bench.snapshot_path()).unwrap();
+    assert_eq!((snapshot.stream, snapshot.sequence), (log.stream(), log.last()));
+    let tracker = Tracker::restore(SourceName::Poll, &snapshot.table);
+    assert!(tracker.get(std::process::id()).is_some(), "we are in it");
+}
+
+#[tokio::test]
+async fn a_log_that_fails_for_good_ends_the_monitor() {
+    let bench = Bench::new();
+    let log = bench.open(Bench::options()).await;
+    let (monitor, handle, _signals) = bench.monitor(&log, Duration::from_millis(10));
+    log.close().unwrap();
+    let error = monitor.run().await.unwrap_err();
+    assert!(matches!(error, MonitorError::Log(WalError::Closed)), "{error}");
+    assert_eq!(handle.begin().await, Err(MonitorEnded));
+}
+
+/// The monitor ended when the time came to write the table down and the disk was full.
+#[tokio::test]
+async fn w8_a_full_disk_costs_events_and_not_the_monitor() {
+    let bench = Bench::new();
+    let storage = Faulty::new(|_, _| None);
+    let opened =
+        WriteAheadLog::open_on(Arc::new(storage.clone()), &bench.wal_dir(), Bench::options());
+    let (log, _) = opened.unwrap();
+    let (mut monitor, _handle, _signals) = bench.monitor(&log, Duration::from_secs(1));
+    monitor.observed(crowd(2, 10)).await.unwrap();
+    log.flush().await.unwrap();
+    let full = Fault::Error(std::io::ErrorKind::StorageFull);
+    storage.replan(move |op, _| matches!(op, Op::Write | Op::Create).then_some(full));
+
+    let mut count = 10;
+    while monitor.health().log.refused_total == 0 {
+        count += 1;
+        monitor.observed(crowd(u64::from(count), count)).await.unwrap();
+    }
+    // The table is due, and cannot be valid at what is not durable.
+    monitor.saved.at = Instant::now().checked_sub(SNAPSHOT_AGE).unwrap();
+    assert!(monitor.snapshot_is_due());
+    monitor.observed(crowd(u64::from(count) + 1, count + 1)).await.unwrap();
+    assert_eq!(Snapshot::load(&bench.snapshot_path()), None);
+    assert!(!monitor.snapshot_is_due(), "it is tried again later, not at every look");
+    let error = monitor.finish().await.unwrap_err();
+    assert!(matches!(error, MonitorError::Log(WalError::DiskFull { .. })), "{error}");
+
+    storage.heal();
+    until(async || log.last_durable() == log.last()).await;
+    monitor.observed(crowd(u64::from(count) + 2, count + 2)).await.unwrap();
+    monitor.finish().await.unwrap();
+    let events = records(&log, Sequence(1));
+    let gaps: Vec<u64> = events
+        .iter()
+        .filter_map(|(_, event)| if let Event::Gap(gap) = event { gap.missing } else { None })
+        .collect();
+    assert_eq!(gaps, [2]);
+    assert_eq!(events.len() as u64, u64::from(count) + 2 - 2 + 1, "the rest is there");
+    assert_eq!(Snapshot::load(&bench.snapshot_path()).unwrap().sequence, log.last());
+}
+
+/// What the log had refused when a run ended was forgotten: the saved table knew of it, so the
+/// next run told neither the events nor the gap.
+#[tokio::test]
+async fn w9_what_was_refused_when_a_run_ended_is_told_by_the_next() {
+    let bench = Bench::new();
+    let log = bench.open(WalOptions { disk_budget_bytes: 16 << 10, ..Bench::options() }).await;
+    let (mut monitor, handle, _signals) = bench.monitor(&log, INTERVAL_MAX);
+    monitor.observed(crowd(2, 300)).await.unwrap();
+    let refused = monitor.health().log.refused_total;
+    assert!(refused > 0);
+    monitor.finish().await.unwrap();
+    assert_eq!(monitor.health().events.gap, 0, "there was no room to tell");
+    let last = log.last();
+    assert_eq!(last.0 + refused, 300);
+    drop((monitor, handle, log));
+
+    let log = bench.open(Bench::options()).await;
+    let (monitor, handle, _signals) = bench.monitor(&log, INTERVAL_MAX);
+    let running = tokio::spawn(monitor.run());
+    until(async || handle.health().await.unwrap().events.gap == 1).await;
+    log.flush().await.unwrap();
+    let told = records(&log, last.next());
+    let [(_, Event::Gap(gap))] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((gap.reason, gap.missing), (GapReason::LogFull, Some(refused)));
+    kill(running).await;
+    drop(log);
+
+    let log = bench.open(Bench::options()).await;
+    let recovered = Recovered::read(&bench.monitor_options(INTERVAL_MAX), &log).unwrap();
+    assert_eq!(recovered.refused, None, "the saved table is older than the gap");
+    assert_eq!(recovered.tracker.len(), 300);
+}
+
+/// A log whose budget was taken by records that were committed, and kept for the next start only,
+/// refused events until the table was written down for its age; and even then nobody told the
+/// writer that the records could go.
+#[tokio::test]
+async fn w9_room_comes_back_when_what_is_in_the_way_is_only_kept_for_the_next_start() {
+    let bench = Bench::new();
+    let log = bench.open(WalOptions { disk_budget_bytes: 16 << 10, ..Bench::options() }).await;
+    let (mut monitor, _handle, _signals) = bench.monitor(&log, INTERVAL_MAX);
+    monitor.observed(crowd(2, 300)).await.unwrap();
+    let refused = monitor.health().log.refused_total;
+    assert!(refused > 0);
+    log.acknowledge(log.flush().await.unwrap()).unwrap();
+    log.flush().await.unwrap();
+    let last = log.last();
+    monitor.observed(crowd(3, 301)).await.unwrap();
+    assert_eq!(log.last(), last, "the table is written down after the look");
+    until(async || log.stats().used_bytes < 4096).await;
+    monitor.observed(crowd(4, 302)).await.unwrap();
+    log.flush().await.unwrap();
+    let told = records(&log, last.next());
+    let [(_, Event::Gap(gap)), (_, Event::Process(start))] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((gap.missing, start.pid()), (Some(refused + 1), 302));
+}
+
+/// What was delivered and committed between the opening of the log and the reading of it was
+/// forgotten: the processes in it were taken for new ones.
+#[tokio::test]
+async fn what_the_table_needs_of_the_log_is_kept_from_the_first_moment_on() {
+    let bench = Bench::new();
+    let log = bench.open(Bench::options()).await;
+    let (mut monitor, handle, _signals) = bench.monitor(&log, INTERVAL_MAX);
+    monitor.observed(crowd(2, 200)).await.unwrap();
+    log.flush().await.unwrap();
+    drop((monitor, handle, log));
+    for _ in 0..2 {
+        let log = bench.open(Bench::options()).await;
+        let segments = log.stats().segments;
+        assert!(segments > 2, "{segments}");
+        let recovered = Recovered::read(&bench.monitor_options(INTERVAL_MAX), &log).unwrap();
+        assert_eq!(recovered.tracker.len(), 200);
+        log.acknowledge(log.last()).unwrap();
+        log.flush().await.unwrap();
+        log.close().unwrap();
+    }
+}
+
+/// As kill -9 would: nothing more is done.
+async fn kill(running: tokio::task::JoinHandle<Result<(), MonitorError>>) {
+    running.abort();
+    assert!(running.await.unwrap_err().is_cancelled());
+}
+
+#[cfg(unix)]
+mod real {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// A process that lives until it is told to end.
+    struct Life(Child);
+
+    impl Life {
+        fn begin() -> Self {
+            let mut shell = Command::new("/bin/sh");
+            let child = shell.args(["-c", "read line"]).stdin(Stdio::piped()).spawn();
+            Self(child.unwrap())
+        }
+
+        fn pid(&self) -> u32 {
+            self.0.id()
+        }
+
+        fn end(mut self) -> u32 {
+            drop(self.0.stdin.take());
+            self.0.wait().unwrap();
+            self.0.id()
+        }
+    }
+
+    impl Drop for Life {
+        fn drop(&mut self) {
+            drop(self.0.stdin.take());
+            // Ended and waited for already, if the test got so far.
+            let _ = self.0.wait();
+        }
+    }
+
+    /// Starts and stops of a process.
+    fn of(events: &[(Sequence, Event)], pid: u32) -> Vec<ProcessEvent> {
+        let events = events.iter().filter_map(|(_, event)| match event {
+            Event::Process(event) if event.pid() == pid => Some((**event).clone()),
+            _ => None,
+        });
+        let is_modify =
+            |event: &ProcessEvent| matches!(event.kind, ProcessEventKind::Modify { .. });
+        events.filter(|event| !is_modify(event)).collect()
+    }
+
+    async fn seen(log: &WriteAheadLog, from: Sequence, pid: u32, count: usize) {
+        until(async || {
+            log.flush().await.unwrap();
+            of(&records(log, from), pid).len() >= count
+        })
+        .await;
+    }
+
+    const NEW: ProcessEventKind = ProcessEventKind::Start { existing: false };
+    const EXISTING: ProcessEventKind = ProcessEventKind::Start { existing: true };
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn c1_c2_lives_are_told_once_and_those_before_ours_as_existing() {
+        let bench = Bench::new();
+        let log = bench.open(WalOptions::default()).await;
+        let (monitor, handle, _signals) = bench.monitor(&log, Duration::from_millis(10));
+        let running = tokio::spawn(monitor.run());
+        let before = Life::begin();
+        assert_eq!(handle.begin().await, Ok(Ok(())));
+        seen(&log, Sequence(1), before.pid(), 1).await;
+        let after = Life::begin();
+        seen(&log, Sequence(1), after.pid(), 1).await;
+        let looks = handle.health().await.unwrap().scans_total;
+        assert_eq!(handle.begin().await, Ok(Ok(())));
+        until(async || handle.health().await.unwrap().scans_total >= looks + 3).await;
+        let after = after.end();
+        seen(&log, Sequence(1), after, 2).await;
+
+        let health = handle.health().await.unwrap();
+        assert_eq!((health.state, health.interval_ms), (CollectorState::Monitoring, 10));
+        assert!(health.processes >= 2 && health.scan_errors_total == 0, "{health:?}");
+        assert_eq!((health.log.stream, health.log.epoch), (log.stream(), log.epoch()));
+        handle.shutdown().await.unwrap();
+        running.await.unwrap().unwrap();
+
+        let events = records(&log, Sequence(1));
+        let (_, Event::Gap(first)) = &events[0] else { panic!("{:?}", events[0]) };
+        assert_eq!(first.reason, GapReason::StreamBegan);
+        for pid in [before.pid(), std::process::id()] {
+            let [start] = &of(&events, pid)[..] else { panic!("one start") };
+            assert_eq!(start.kind, EXISTING);
+        }
+        let [start, stop] = &of(&events, after)[..] else { panic!("a start and a stop") };
+        assert_eq!((&start.kind, start.key), (&NEW, stop.key));
+        assert!(matches!(stop.kind, ProcessEventKind::Stop(_)) && !stop.inferred);
+        assert_eq!(start.ppid, Some(std::process::id()));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn c3_after_a_kill_what_happened_meanwhile_is_told_and_nothing_else() {
+        for with_snapshot in [false, true] {
+            reconciles(with_snapshot).await;
+        }
+    }
+
+    async fn reconciles(with_snapshot: bool) {
+        let bench = Bench::new();
+        let interval = Duration::from_millis(10);
+        let log = bench.open(WalOptions::default()).await;
+        let (mut monitor, handle, _signals) = bench.monitor(&log, interval);
+        if with_snapshot {
+            // Due at once; after that the log tells the rest.
+            monitor.saved.at = Instant::now().checked_sub(SNAPSHOT_AGE).unwrap();
+        }
+        let running = tokio::spawn(monitor.run());
+        handle.begin().await.unwrap().unwrap();
+        until(async || handle.health().await.unwrap().scans_total > 0).await;
+        let (ends, stays) = (Life::begin(), Life::begin());
+        seen(&log, Sequence(1), ends.pid(), 1).await;
+        seen(&log, Sequence(1), stays.pid(), 1).await;
+        kill(running).await;
+        assert_eq!(bench.snapshot_path().exists(), with_snapshot);
+        let before = records(&log, Sequence(1));
+        let last = log.last();
+        drop((handle, log));
+        let ended = ends.end();
+        let begun = Life::begin();
+
+        let log = bench.open(WalOptions::default()).await;
+        let (monitor, handle, _signals) = bench.monitor(&log, interval);
+        assert!(monitor.tracker.get(stays.pid()).is_some());
+        let running = tokio::spawn(monitor.run());
+        handle.begin().await.unwrap().unwrap();
+        seen(&log, last.next(), begun.pid(), 1).await;
+        handle.shutdown().await.unwrap();
+        running.await.unwrap().unwrap();
+
+        let after = records(&log, last.next());
+        let [start] = &of(&before, ended)[..] else { panic!("one start before") };
+        let [stop] = &of(&after, ended)[..] else { panic!("one stop after") };
+        assert!(matches!(stop.kind, ProcessEventKind::Stop(_)) && stop.inferred, "{stop:?}");
+        assert_eq!(stop.key, start.key);
+        let [start] = &of(&after, begun.pid())[..] else { panic!("one start after") };
+        assert_eq!(start.kind, NEW);
+        for pid in [stays.pid(), std::process::id()] {
+            assert_eq!(of(&before, pid).len(), 1);
+            assert_eq!(of(&after, pid), [], "nothing happened to it");
+        }
+        let existing = |(_, event): &&(Sequence, Event)| matches!(event, Event::Process(event) if event.kind == EXISTING);
+        assert_eq!(after.iter().find(existing), None);
+    }
+}
