@@ -9,7 +9,8 @@ use daemoneye_eventbus::{
     TopicPattern,
 };
 use daemoneye_lib::models::control::{
-    CollectorHealth, CollectorRegistration, CollectorReply, CollectorRequest, Heartbeat, Lifecycle,
+    CollectorHealth, CollectorRegistration, CollectorReply, CollectorRequest, ConfigUpdate,
+    Heartbeat, Lifecycle,
 };
 use daemoneye_lib::stream::wall_clock_ns;
 use daemoneye_lib::topics::{self, CollectorId};
@@ -19,10 +20,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
+use crate::config::HEARTBEAT;
 use crate::monitor::{MonitorEnded, MonitorHandle};
-
-/// The shortest time between two heartbeats that a request may ask for.
-const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 
 /// Why one session's conversation ended.
 #[derive(Debug, Error)]
@@ -61,11 +60,13 @@ impl CollectorLink {
     /// Speaks with the agent for as long as the monitor and the connector live.
     pub async fn run(self) {
         let mut clients = self.clients.clone();
+        // One for all sessions: what a request made of it holds when the broker is back.
+        let mut heartbeat = heartbeats(self.heartbeat);
         loop {
             let client = clients.borrow_and_update().clone();
             let ended = async {
                 if let Some(client) = &client {
-                    match self.converse(client).await {
+                    match self.converse(client, &mut heartbeat).await {
                         Ok(()) => {}
                         Err(LinkError::Monitor(MonitorEnded)) => return false,
                         Err(error) => debug!(%error, "the conversation with the agent ended"),
@@ -81,16 +82,16 @@ impl CollectorLink {
         }
     }
 
-    async fn converse(&self, client: &Client) -> Result<(), LinkError> {
+    async fn converse(&self, client: &Client, heartbeat: &mut Interval) -> Result<(), LinkError> {
         let requests = pattern(&self.id.topic());
         let patterns = [pattern(topics::LIFECYCLE), requests];
         let mut inbox = client.subscribe(&patterns, LiveOptions::default()).await?;
         self.register(client).await?;
-        let mut heartbeat = heartbeats(self.heartbeat);
+        heartbeat.reset_immediately();
         loop {
             tokio::select! {
                 message = next_message(&mut inbox) => match message {
-                    Some(message) => self.take(client, &message, &mut heartbeat).await?,
+                    Some(message) => self.take(client, &message, heartbeat).await?,
                     None => return Ok(()),
                 },
                 _ = heartbeat.tick() => self.beat(client).await?,
@@ -159,21 +160,7 @@ impl CollectorLink {
         match request {
             CollectorRequest::Begin => self.begin().await,
             CollectorRequest::SetInterval { interval_ms } => self.set_interval(interval_ms).await,
-            CollectorRequest::UpdateConfig(update) => {
-                if let Some(ms) = update.heartbeat_ms {
-                    let period = Duration::from_millis(ms);
-                    if period < HEARTBEAT_MIN {
-                        let message =
-                            format!("heartbeat_ms must be at least {}", HEARTBEAT_MIN.as_millis());
-                        return Ok(CollectorReply::Error { message });
-                    }
-                    *heartbeat = heartbeats(period);
-                }
-                match update.interval_ms {
-                    Some(ms) => self.update_interval(ms).await,
-                    None => Ok(CollectorReply::Ok),
-                }
-            }
+            CollectorRequest::UpdateConfig(update) => self.update(update, heartbeat).await,
             CollectorRequest::Health => {
                 let health: CollectorHealth = self.monitor.health().await?;
                 Ok(CollectorReply::Health(Box::new(health)))
@@ -185,6 +172,29 @@ impl CollectorLink {
                 Ok(CollectorReply::Ok)
             }
         }
+    }
+
+    /// All of an update or, if part of it is refused, nothing.
+    async fn update(
+        &self,
+        update: ConfigUpdate,
+        heartbeat: &mut Interval,
+    ) -> Result<CollectorReply, MonitorEnded> {
+        let period = update.heartbeat_ms.map(Duration::from_millis);
+        if period.is_some_and(|period| !HEARTBEAT.contains(&period)) {
+            let (min, max) = (HEARTBEAT.start().as_millis(), HEARTBEAT.end().as_millis());
+            let message = format!("heartbeat_ms must be between {min} and {max}");
+            return Ok(CollectorReply::Error { message });
+        }
+        if let Some(ms) = update.interval_ms
+            && let refused @ CollectorReply::Error { .. } = self.update_interval(ms).await?
+        {
+            return Ok(refused);
+        }
+        if let Some(period) = period {
+            *heartbeat = heartbeats(period);
+        }
+        Ok(CollectorReply::Ok)
     }
 
     async fn begin(&self) -> Result<CollectorReply, MonitorEnded> {

@@ -23,7 +23,9 @@ const KB: u64 = 1000;
 const MB: u64 = 1000 * KB;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
-const HEARTBEAT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+/// The limits of the time between two heartbeats.
+pub const HEARTBEAT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(60);
 
 /// Options that are right.
 #[derive(Clone, Debug)]
