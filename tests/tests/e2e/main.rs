@@ -9,6 +9,7 @@ mod killed;
 mod log_replaced;
 mod main_job;
 mod readme;
+mod reconciled;
 mod secrets_never_leave;
 mod slow_live_subscriber;
 mod torn_tail;
