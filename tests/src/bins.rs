@@ -3,7 +3,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// Names a directory with binaries to test, instead of building them: for users who cannot build.
-const DIRECTORY_VARIABLE: &str = "DAEMONEYE_TEST_BIN_DIR";
+const DIRECTORY_VARIABLE: &str = "E2E_BIN_DIR";
 
 /// The path of one of the workspace's binaries, built with the profile of the running test.
 ///

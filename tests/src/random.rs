@@ -2,14 +2,14 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 /// Random moments. The seed is printed, so that a failure can be tried again with
-/// `DAEMONEYE_TEST_SEED`.
+/// `E2E_SEED`.
 pub struct Random(u64);
 
 impl Default for Random {
     fn default() -> Self {
-        let given = std::env::var("DAEMONEYE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        let given = std::env::var("E2E_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()));
-        println!("DAEMONEYE_TEST_SEED={seed}");
+        println!("E2E_SEED={seed}");
         Self(seed | 1)
     }
 }
