@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use daemoneye_eventbus::{
-    Broker, BrokerOptions, Client, ClientOptions, DurableSubscription, LiveItem, LiveOptions,
-    LiveSubscription, Message, Role, Topic, TopicPattern,
+    BindError, Broker, BrokerOptions, Client, ClientOptions, DurableSubscription, LiveItem,
+    LiveOptions, LiveSubscription, Message, Role, Topic, TopicPattern,
 };
 use daemoneye_lib::models::control::{
     CollectorHealth, CollectorRegistration, CollectorReply, CollectorState, Heartbeat,
@@ -27,6 +27,8 @@ use tokio::time::timeout;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// A time between heartbeats that no test lives to see the end of.
 const SELDOM: Duration = Duration::from_secs(3600);
+/// Between two looks at something that is waited for.
+const MOMENT: Duration = Duration::from_millis(5);
 const ID: &str = "collector-1";
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -84,7 +86,17 @@ impl Agent {
     async fn start(directory: &TempDir) -> Self {
         let mut options = BrokerOptions::new(directory.path().join("bus.sock"));
         options.required_consumers = vec!["store".to_owned()];
-        let broker = Broker::bind(options).await.expect("the broker binds");
+        let broker = within(async {
+            loop {
+                match Broker::bind(options.clone()).await {
+                    Ok(broker) => return broker,
+                    // One that was dropped lets go of it in a moment.
+                    Err(BindError::InUse { .. }) => tokio::time::sleep(MOMENT).await,
+                    Err(error) => panic!("the broker binds: {error}"),
+                }
+            }
+        })
+        .await;
         let options = ClientOptions::new("agent", Role::Agent);
         let client = broker.connect_in_process(options).await.expect("the agent connects");
         let patterns = [pattern(topics::REGISTRATION), pattern(topics::HEARTBEATS)];
@@ -152,7 +164,7 @@ fn pattern(text: &str) -> TopicPattern {
 async fn monitoring(agent: &Agent) {
     within(async {
         while agent.health().await.state != CollectorState::Monitoring {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(MOMENT).await;
         }
     })
     .await;
@@ -251,7 +263,7 @@ async fn requests_are_answered_and_refusals_say_why() {
     }
     within(async {
         while agent.health().await.scans_total == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(MOMENT).await;
         }
     })
     .await;
@@ -260,7 +272,7 @@ async fn requests_are_answered_and_refusals_say_why() {
     assert_eq!(agent.ask_json(update).await, CollectorReply::Ok);
     within(async {
         while agent.health().await.interval_ms != 30 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(MOMENT).await;
         }
     })
     .await;

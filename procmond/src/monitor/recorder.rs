@@ -180,7 +180,7 @@ mod tests {
     async fn fill(recorder: &mut Recorder) -> u64 {
         let before = recorder.counts().start;
         while recorder.owed().is_none() {
-            recorder.record(&at(1)).await.unwrap();
+            recorder.record(&at(600)).await.unwrap();
         }
         recorder.counts().start - before
     }
@@ -202,7 +202,7 @@ mod tests {
             assert_eq!(log.last(), full, "no room, no sequence");
             assert_eq!(recorder.refused_total(), round * 5);
             recorder.settle().await.unwrap();
-            let owed = Refused { missing: 5, since_ns: 1, until_ns: 900 };
+            let owed = Refused { missing: 5, since_ns: 300, until_ns: 900 };
             assert_eq!(recorder.owed(), Some(owed), "there is no room for the account either");
 
             bench.forget(&log).await;
@@ -216,7 +216,7 @@ mod tests {
             };
             assert_eq!((*first, *second), (full.next(), full.next().next()));
             assert_eq!((gap.reason, gap.missing), (GapReason::LogFull, Some(5)));
-            assert_eq!((gap.since_ns, gap.until_ns), (Some(1), Some(900)));
+            assert_eq!((gap.since_ns, gap.until_ns), (Some(300), Some(900)));
             assert!(gap.detail.contains("16384 bytes"), "{}", gap.detail);
             assert_eq!(event, &at(1000));
             let counts = EventCounts { start: taken, gap: round, ..EventCounts::default() };

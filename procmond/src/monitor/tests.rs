@@ -235,6 +235,24 @@ async fn beginning_again_does_not_begin_again() {
 }
 
 #[tokio::test]
+async fn the_source_is_told_what_backpressure_makes_of_the_interval() {
+    let bench = Bench::new();
+    let log = bench.open(Bench::options()).await;
+    let (mut monitor, _handle, _signals) = bench.monitor(&log, INTERVAL_MAX);
+    monitor.begin().unwrap();
+    next_observation(&mut monitor.source).await.unwrap();
+    for signal in [ENGAGE, RELEASE] {
+        // It looks once an hour, and again only if it is told.
+        monitor.options.interval = INTERVAL_MIN;
+        monitor.signalled(signal).await.unwrap();
+        until(async || monitor.source.as_mut().unwrap().1.try_recv().is_ok()).await;
+        set(&mut monitor, 3_600_000, true).unwrap();
+        let (_, observations) = monitor.source.as_mut().unwrap();
+        while observations.try_recv().is_ok() {}
+    }
+}
+
+#[tokio::test]
 async fn c4_what_is_shed_is_in_the_health_and_in_one_gap() {
     let bench = Bench::new();
     let log = bench.open(Bench::options()).await;
@@ -345,7 +363,7 @@ async fn w8_a_full_disk_costs_events_and_not_the_monitor() {
     assert!(matches!(error, MonitorError::Log(WalError::DiskFull { .. })), "{error}");
 
     storage.heal();
-    until(async || log.last_durable() == log.last()).await;
+    until(async || log.last_durable() == log.last() && !log.stats().disk_full).await;
     monitor.observed(crowd(u64::from(count) + 2, count + 2)).await.unwrap();
     monitor.finish().await.unwrap();
     let events = records(&log, Sequence(1));
