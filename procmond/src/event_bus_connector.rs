@@ -49,8 +49,10 @@
 mod backoff;
 mod backpressure;
 mod driver;
+mod gap;
 mod machine;
 mod replay;
+mod session;
 mod tail;
 mod window;
 

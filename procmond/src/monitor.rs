@@ -411,16 +411,8 @@ async fn next_observation(
 }
 
 fn stream_began(stream: StreamId) -> Event {
-    Event::Gap(GapEvent {
-        reason: GapReason::StreamBegan,
-        missing: None,
-        first_sequence: None,
-        last_sequence: None,
-        since_ns: None,
-        until_ns: None,
-        time_ns: wall_clock_ns(),
-        detail: format!("stream {stream} begins; of what happened before, it knows nothing"),
-    })
+    let detail = format!("stream {stream} begins; of what happened before, it knows nothing");
+    GapEvent::new(GapReason::StreamBegan, wall_clock_ns(), detail).into()
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -40,14 +40,14 @@ impl Row {
     /// store followed it or while nobody kept them, and are gone.
     pub(super) fn permanent_gap(first: Sequence, last: Sequence, time_ns: i64) -> Self {
         Self::from_event(&Event::from(GapEvent {
-            reason: GapReason::ConsumerBehind,
             missing: Some(last.since(first.prev())),
             first_sequence: Some(first),
             last_sequence: Some(last),
-            since_ns: None,
-            until_ns: None,
-            time_ns,
-            detail: "the log and the broker no longer hold these events".to_owned(),
+            ..GapEvent::new(
+                GapReason::ConsumerBehind,
+                time_ns,
+                "the log and the broker no longer hold these events",
+            )
         }))
     }
 

@@ -34,6 +34,24 @@ pub struct GapEvent {
     pub detail: String,
 }
 
+impl GapEvent {
+    /// A gap of which nothing is known but why, since when it is known, and what there is to say;
+    /// bounds are to be filled in where they are known.
+    #[must_use]
+    pub fn new(reason: GapReason, time_ns: i64, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            missing: None,
+            first_sequence: None,
+            last_sequence: None,
+            since_ns: None,
+            until_ns: None,
+            time_ns,
+            detail: detail.into(),
+        }
+    }
+}
+
 /// Why events are missing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Encode, Decode, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -6,14 +6,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use daemoneye_eventbus::{
-    Acks, Batch, Client, CloseReason, ConnectError, Disconnected, Entry, Position, Publisher,
-    RefusalCode, Topic,
-};
+use daemoneye_eventbus::{Client, ConnectError, Position, Publisher, RefusalCode};
 use daemoneye_lib::models::control::{ConnectorHealth, ConnectorState};
-use daemoneye_lib::models::event::Event;
-use daemoneye_lib::models::gap::{GapEvent, GapReason};
-use daemoneye_lib::stream::{Sequence, StreamId, wall_clock_ns};
+use daemoneye_lib::stream::{Sequence, StreamId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{debug, info, warn};
@@ -21,9 +16,10 @@ use tracing::{debug, info, warn};
 use super::backpressure::{BackpressureSignal, PendingSignals};
 use super::machine::{Command, Held, Input, LOG_RETRY, LogPosition, Machine};
 use super::replay::Replay;
+use super::session::Session;
 use super::tail::Tail;
-use super::window::{Record, Unsent};
-use super::{ConnectorOptions, Drained};
+use super::window::Record;
+use super::{ConnectorOptions, Drained, gap};
 use crate::wal::{Receipt, WalError, WriteAheadLog};
 
 /// What the handle and the driver share.
@@ -129,24 +125,6 @@ pub(super) struct Driver {
     sessions: u64,
     /// The last reason for not being connected that was logged, so that a long outage is one line.
     logged: Option<String>,
-}
-
-/// A task that ends with whoever holds this.
-struct AbortOnDrop(JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-struct Session {
-    client: Client,
-    acks: Acks,
-    /// Batches on their way to the publisher task; bounded by the broker's credit, which the
-    /// machine keeps to.
-    batches: mpsc::UnboundedSender<Batch>,
-    _sender: AbortOnDrop,
 }
 
 impl Driver {
@@ -306,9 +284,9 @@ impl Driver {
             }
             Command::HangUp => self.hang_up(),
             Command::Send(unsent) => {
-                let batch = self.to_batch(unsent);
+                let batch = unsent.into_batch(self.shared.log.stream(), self.options.topic_of);
                 if let Some(session) = &self.session
-                    && session.batches.send(batch).is_err()
+                    && !session.send(batch)
                 {
                     self.hang_up();
                     return Some(Input::Disconnected);
@@ -379,19 +357,8 @@ impl Driver {
             .collect();
         let credit_bytes = publisher.credit_bytes();
         info!(%committed, last = %log.last_durable(), "connected to the broker");
-        let (batches, mut queue) = mpsc::unbounded_channel::<Batch>();
-        let acks = publisher.acks();
-        let sender = tokio::spawn(async move {
-            while let Some(batch) = queue.recv().await {
-                if let Err(error) = publisher.publish(&batch).await {
-                    // A session that has ended says so through its acks as well.
-                    debug!(%error, "a batch was not taken");
-                    break;
-                }
-            }
-        });
         self.clients.send_replace(Some(client.clone()));
-        self.session = Some(Session { client, acks, batches, _sender: AbortOnDrop(sender) });
+        self.session = Some(Session::start(client, publisher));
         Input::Welcomed { committed, held, credit_bytes }
     }
 
@@ -400,31 +367,6 @@ impl Driver {
             self.clients.send_replace(None);
         }
         self.dial = None;
-    }
-
-    fn to_batch(&self, unsent: Unsent) -> Batch {
-        let through = unsent.records.last().map_or(unsent.after, |record| record.sequence);
-        Batch {
-            stream: self.shared.log.stream(),
-            epoch: unsent.epoch,
-            after: unsent.after,
-            through,
-            entries: unsent
-                .records
-                .into_iter()
-                .map(|record| Entry {
-                    topic: self.topic(record.kind),
-                    sequence: record.sequence,
-                    span: record.span,
-                    timestamp_ns: record.timestamp_ns,
-                    payload: record.payload,
-                })
-                .collect(),
-        }
-    }
-
-    fn topic(&self, kind: u8) -> Topic {
-        (self.options.topic_of)(kind)
     }
 
     fn read(&mut self, result: ReadResult) -> Input {
@@ -459,7 +401,7 @@ impl Driver {
             reading.abort();
         }
         self.replay = None;
-        let gap = replaced_gap(stream, committed);
+        let gap = gap::replaced(stream, committed);
         self.replacing = Some(Box::pin(async move {
             let payload = gap.encode();
             let first = (gap.kind().as_u8(), gap.time_ns(), payload.as_slice());
@@ -494,7 +436,7 @@ impl Driver {
     async fn finish(mut self) {
         if let Some(session) = self.session.take() {
             self.clients.send_replace(None);
-            session.client.goodbye().await;
+            session.goodbye().await;
         }
         self.publish_health();
         let drained = Drained {
@@ -512,21 +454,7 @@ impl Driver {
 /// What the session has to say next; never, without one. Cancel-safe.
 async fn session_input(session: &mut Option<Session>) -> Input {
     match session {
-        Some(session) => match session.acks.next().await {
-            Ok(ack) => Input::Acked(ack.sequence),
-            Err(Disconnected(CloseReason::Refused {
-                code: RefusalCode::Diverged | RefusalCode::StaleEpoch,
-                reason,
-                ..
-            })) => {
-                warn!("the broker ended the session: {reason}");
-                Input::Fenced
-            }
-            Err(error) => {
-                warn!("the broker is gone, events wait in the log: {error}");
-                Input::Disconnected
-            }
-        },
+        Some(session) => session.next_input().await,
         None => pending().await,
     }
 }
@@ -551,24 +479,4 @@ fn position_of(log: &WriteAheadLog) -> LogPosition {
         last: log.last_durable(),
         backlog_bytes: log.unacknowledged_bytes(),
     }
-}
-
-fn replaced_gap(stream: StreamId, committed: Option<Sequence>) -> Event {
-    let consumers = match committed {
-        Some(sequence) => format!("consumers have stored it up to {sequence}"),
-        None => "consumers have seen a younger writer of it".to_owned(),
-    };
-    Event::Gap(GapEvent {
-        reason: GapReason::LogReplaced,
-        missing: None,
-        first_sequence: None,
-        last_sequence: None,
-        since_ns: None,
-        until_ns: None,
-        time_ns: wall_clock_ns(),
-        detail: format!(
-            "the log held stream {stream}, but {consumers}, which this log does not continue; \
-             what it had not delivered follows in this stream and may repeat events of the other"
-        ),
-    })
 }

@@ -1,10 +1,9 @@
 //! Reading the log back where the window does not reach.
 
 use bytes::Bytes;
-use daemoneye_lib::models::event::{Event, EventKind};
-use daemoneye_lib::models::gap::{GapEvent, GapReason};
-use daemoneye_lib::stream::{Epoch, Sequence, wall_clock_ns};
+use daemoneye_lib::stream::{Epoch, Sequence};
 
+use super::gap;
 use super::window::Record;
 use crate::wal::{Entry, WalError, WalReader, WriteAheadLog};
 
@@ -54,24 +53,13 @@ impl Replay {
 }
 
 fn lost(first: Sequence, last: Sequence, epoch: Epoch) -> Record {
-    let missing = last.since(first.prev());
-    let now = wall_clock_ns();
-    let gap = Event::Gap(GapEvent {
-        reason: GapReason::LogDamaged,
-        missing: Some(missing),
-        first_sequence: Some(first),
-        last_sequence: Some(last),
-        since_ns: None,
-        until_ns: None,
-        time_ns: now,
-        detail: format!("records {first} to {last} of the log are damaged and cannot be read"),
-    });
+    let gap = gap::damaged(first, last);
     Record {
         sequence: last,
-        span: missing,
+        span: last.since(first.prev()),
         epoch,
-        timestamp_ns: now,
-        kind: EventKind::Gap.as_u8(),
+        timestamp_ns: gap.time_ns(),
+        kind: gap.kind().as_u8(),
         payload: Bytes::from(gap.encode()),
     }
 }

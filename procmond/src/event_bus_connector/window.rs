@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use daemoneye_lib::stream::{Epoch, Sequence};
+use daemoneye_eventbus::{Batch, Entry, Topic};
+use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
 /// A durable record on its way to the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,6 +157,22 @@ pub(super) struct Unsent {
     pub(super) epoch: Epoch,
     pub(super) after: Sequence,
     pub(super) records: Vec<Record>,
+}
+
+impl Unsent {
+    /// The records as they go over the bus.
+    pub(super) fn into_batch(self, stream: StreamId, topic_of: fn(u8) -> Topic) -> Batch {
+        let through = self.records.last().map_or(self.after, |record| record.sequence);
+        let entry = |record: Record| Entry {
+            topic: topic_of(record.kind),
+            sequence: record.sequence,
+            span: record.span,
+            timestamp_ns: record.timestamp_ns,
+            payload: record.payload,
+        };
+        let entries = self.records.into_iter().map(entry).collect();
+        Batch { stream, epoch: self.epoch, after: self.after, entries, through }
+    }
 }
 
 #[cfg(test)]

@@ -51,19 +51,16 @@ impl Pressure {
     pub(super) fn end(&mut self) -> Option<GapEvent> {
         let episode = self.episode.take()?;
         let now = wall_clock_ns();
+        let detail = format!(
+            "delivery had fallen behind: {} of {} modify events were left out, starts and stops \
+             were not",
+            episode.shed, episode.modifies
+        );
         (episode.shed > 0).then(|| GapEvent {
-            reason: GapReason::Shed,
             missing: Some(episode.shed),
-            first_sequence: None,
-            last_sequence: None,
             since_ns: Some(episode.since_ns),
             until_ns: Some(now),
-            time_ns: now,
-            detail: format!(
-                "delivery had fallen behind: {} of {} modify events were left out, starts and \
-                 stops were not",
-                episode.shed, episode.modifies
-            ),
+            ..GapEvent::new(GapReason::Shed, now, detail)
         })
     }
 

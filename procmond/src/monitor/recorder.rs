@@ -132,14 +132,10 @@ impl Recorder {
 impl Refused {
     fn gap(&self, why: &str) -> GapEvent {
         GapEvent {
-            reason: GapReason::LogFull,
             missing: Some(self.missing),
-            first_sequence: None,
-            last_sequence: None,
             since_ns: Some(self.since_ns),
             until_ns: Some(self.until_ns),
-            time_ns: wall_clock_ns(),
-            detail: why.to_owned(),
+            ..GapEvent::new(GapReason::LogFull, wall_clock_ns(), why)
         }
     }
 }

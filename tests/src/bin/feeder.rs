@@ -45,15 +45,10 @@ async fn main() {
 async fn produce(connector: EventBusConnector, producer: usize, payload_bytes: usize) {
     let filler = "x".repeat(payload_bytes);
     for number in 0_u64.. {
+        let detail = format!("producer {producer} {filler}");
         let event = Event::Gap(GapEvent {
-            reason: GapReason::Shed,
             missing: Some(number),
-            first_sequence: None,
-            last_sequence: None,
-            since_ns: None,
-            until_ns: None,
-            time_ns: wall_clock_ns(),
-            detail: format!("producer {producer} {filler}"),
+            ..GapEvent::new(GapReason::Shed, wall_clock_ns(), detail)
         });
         let payload = Bytes::from(event.encode());
         let receipt = connector
