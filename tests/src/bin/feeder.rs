@@ -1,7 +1,8 @@
 //! A collector made of the public libraries: appends events as fast as its log makes them durable
 //! and prints each receipt, so that a test can kill it and know what it had been promised.
 //!
-//! `feeder <log directory> <broker socket> <collector id> <producers> <payload bytes>`
+//! `feeder <log directory> <broker socket> <collector id> <producers> <payload bytes>` runs until
+//! it is killed.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -32,14 +33,11 @@ async fn main() {
         topic_of: |_| Topic::new(EventKind::Gap.topic()).expect("a topic"),
     };
     let (connector, _signals) = EventBusConnector::start(log, options);
-    let mut tasks = Vec::new();
     for producer in 0..producers {
-        let connector = connector.clone();
-        tasks.push(tokio::spawn(produce(connector, producer, payload_bytes)));
+        tokio::spawn(produce(connector.clone(), producer, payload_bytes));
     }
-    for task in tasks {
-        task.await.expect("a producer ends only with the process");
-    }
+    // Until it is killed: without producers it delivers what an earlier run has left.
+    std::future::pending().await
 }
 
 async fn produce(connector: EventBusConnector, producer: usize, payload_bytes: usize) {
