@@ -59,9 +59,8 @@ pub struct SupervisorOptions {
 
 /// What the supervisor needs to know about collectors it did not start.
 pub trait Connections: Send + Sync + 'static {
-    /// The verified process id of the collector that is connected and is `holder`, or of any
-    /// collector that is connected when the lock file does not tell who holds it.
-    fn connected(&self, holder: Option<u32>) -> Option<u32>;
+    /// Whether a collector with this process id, verified by the system, is connected.
+    fn is_connected(&self, pid: u32) -> bool;
 
     /// Asks the collector with this process id to end. `false` when it could not be asked.
     fn shut_down(&self, pid: u32) -> impl Future<Output = bool> + Send;
@@ -275,7 +274,7 @@ impl<C: Connections> Supervisor<C> {
         info!(pid = ?holder, "a collector already has the log: waiting for it to register instead of starting another");
         self.enter(SupervisorState::Waiting { holder });
         loop {
-            match self.connections.connected(holder) {
+            match self.connected(holder) {
                 Some(pid) => {
                     if self.status.borrow().state != (SupervisorState::Adopted { pid }) {
                         info!(pid, "adopted the collector that was already running");
@@ -311,7 +310,7 @@ impl<C: Connections> Supervisor<C> {
     }
 
     async fn end_adopted(&self, holder: Option<u32>) {
-        let connected = self.connections.connected(holder);
+        let connected = self.connected(holder);
         let asked = match (connected, holder) {
             (Some(pid), _) => {
                 info!(pid, "asking the adopted collector to end");
@@ -334,6 +333,12 @@ impl<C: Connections> Supervisor<C> {
             sleep(self.options.poll_interval.min(Duration::from_millis(50))).await;
         }
         self.record_exit("ended with the agent".to_owned());
+    }
+
+    /// The holder of the log, if it is known and connected. While the lock file does not tell who
+    /// holds it, nobody is: any other collector on the bus would be mistaken for ours.
+    fn connected(&self, holder: Option<u32>) -> Option<u32> {
+        holder.filter(|pid| self.connections.is_connected(*pid))
     }
 
     fn log_is_held(&self) -> bool {

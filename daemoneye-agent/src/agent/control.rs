@@ -58,10 +58,8 @@ impl BusConnections {
 }
 
 impl Connections for BusConnections {
-    fn connected(&self, holder: Option<u32>) -> Option<u32> {
-        connected_pids(&self.broker)
-            .into_iter()
-            .find(|pid| holder.is_none_or(|holder| holder == *pid))
+    fn is_connected(&self, pid: u32) -> bool {
+        connected_pids(&self.broker).contains(&pid)
     }
 
     async fn shut_down(&self, pid: u32) -> bool {

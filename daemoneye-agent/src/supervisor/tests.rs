@@ -25,9 +25,8 @@ struct FakeState {
 }
 
 impl Connections for Fake {
-    fn connected(&self, holder: Option<u32>) -> Option<u32> {
-        let pid = self.0.connected.load(Ordering::SeqCst);
-        (pid != 0 && holder.is_none_or(|holder| holder == pid)).then_some(pid)
+    fn is_connected(&self, pid: u32) -> bool {
+        self.0.connected.load(Ordering::SeqCst) == pid
     }
 
     async fn shut_down(&self, pid: u32) -> bool {
@@ -211,11 +210,31 @@ async fn the_holder_of_the_log_is_adopted_and_replaced_when_it_goes_away() {
     bench.end().await;
 }
 
+/// A procmond that was killed before it had written its pid into the lock file left the agent with
+/// a holder it did not know. It took whichever collector was on the bus for that one, and started
+/// no other for as long as that stayed.
+#[tokio::test]
+async fn another_collector_is_not_mistaken_for_an_unknown_holder() {
+    let mut bench = supervise("while [ -d \"$PWD\" ]; do sleep 0.01; done", |dir, fake| {
+        let lock = fs::File::create(dir.join("lock")).unwrap();
+        lock.try_lock().unwrap();
+        *fake.0.lock.lock().unwrap() = Some(lock);
+        fake.0.connected.store(4712, Ordering::SeqCst);
+    });
+    bench
+        .until("waiting", |status| status.state == SupervisorState::Waiting { holder: None })
+        .await;
+    bench.fake.0.lock.lock().unwrap().take();
+    bench.until("started", |status| matches!(status.state, SupervisorState::Running { .. })).await;
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn an_adopted_collector_is_asked_to_end_with_us() {
     let mut bench = supervise("echo > started; exit 1", |dir, fake| {
         let lock = fs::File::create(dir.join("lock")).unwrap();
         lock.try_lock().unwrap();
+        fs::write(dir.join("lock"), "4711\n").unwrap();
         *fake.0.lock.lock().unwrap() = Some(lock);
         fake.0.connected.store(4711, Ordering::SeqCst);
     });
