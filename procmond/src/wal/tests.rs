@@ -2,8 +2,8 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::{Sequence, StreamId};
@@ -180,6 +180,40 @@ fn w8_a_full_disk_refuses_and_recovers() {
             assert_eq!(read(&log), numbers(1, n + 1));
         }
     }
+}
+
+/// A record queued behind the write that found the disk full stayed in the queue when there was
+/// room again, until something else was submitted: whoever waited for it waited for ever.
+#[test]
+fn w8_what_was_queued_when_the_disk_became_full_is_written_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = working();
+    let (log, _) = open_on(&storage, dir.path(), quick());
+    let (writes, is_writing) = mpsc::channel();
+    let (go_on, may_go_on) = mpsc::channel::<()>();
+    storage.replan(move |op, _| {
+        if op == Op::Write {
+            // Only the first write is held up; nobody is there to hold up the later ones.
+            let _ = writes.send(());
+            let _ = may_go_on.recv();
+        }
+        (op == Op::Write).then_some(ENOSPC)
+    });
+    log.submit(1, 1, &payload(1)).unwrap();
+    is_writing.recv().unwrap();
+    log.submit(1, 2, &payload(2)).unwrap();
+    drop(go_on);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !log.stats().disk_full {
+        assert!(Instant::now() < deadline, "the log did not notice");
+        std::thread::yield_now();
+    }
+    storage.heal();
+    while log.last_durable() < Sequence(2) {
+        assert!(Instant::now() < deadline, "the log did not recover");
+        std::thread::yield_now();
+    }
+    assert_eq!(read(&log), numbers(1, 2));
 }
 
 #[test]

@@ -159,7 +159,10 @@ impl Writer {
             self.cohort = self.group.pending_records();
         }
         state.writing_bytes = self.group.pending_bytes() as u64;
-        state.waiting_since = None;
+        // Behind a group that is tried again the queue stays, and goes on waiting.
+        if state.group.pending_records() == 0 {
+            state.waiting_since = None;
+        }
         state.flush = false;
         let watermark = state.watermark;
         let task = Task {
