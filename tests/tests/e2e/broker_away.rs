@@ -1,7 +1,9 @@
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use daemoneye_tests::{AgentBuilder, Marked, alone, lock_holder, until, until_some};
+use daemoneye_tests::{
+    AgentBuilder, Marked, alone, lock_holder, peak_resident_bytes, until, until_some,
+};
 use serde_json::Value;
 
 /// 10 MB, the default of `buffer.max_bytes`.
@@ -82,12 +84,4 @@ fn number(collector: &Value, name: &str) -> u64 {
     collector["health"]["connector"][name]
         .as_u64()
         .unwrap_or_else(|| panic!("{name} is a number in {collector}"))
-}
-
-/// The most memory a process has had resident.
-fn peak_resident_bytes(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("procmond runs");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a VmHWM line");
-    let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
-    kib * 1024
 }

@@ -83,11 +83,9 @@ fn log_replaced_by_nothing() {
     assert!(log.contains("was replaced") && log.contains(&streams[0]), "{log}");
 }
 
-/// Yesterday's copy of the log takes its place, under a store that has gone on since.
-#[test]
-fn log_replaced_by_an_old_copy() {
-    let _others = beside_others();
-    let setup = setup();
+/// Lets a log and its store go on for two days and puts the first day's log back. Gives what the
+/// store has.
+fn yesterday_again(setup: &AgentBuilder) -> std::collections::BTreeMap<String, u64> {
     let yesterday = setup.state_dir().join("yesterday");
     let agent = setup.start();
     live_through(&agent, "yesterday");
@@ -101,6 +99,15 @@ fn log_replaced_by_an_old_copy() {
 
     std::fs::remove_dir_all(setup.wal_dir()).expect("the log is removed");
     copy(&yesterday, &setup.wal_dir());
+    before
+}
+
+/// Yesterday's copy of the log takes its place, under a store that has gone on since.
+#[test]
+fn log_replaced_by_an_old_copy() {
+    let _others = beside_others();
+    let setup = setup();
+    let before = yesterday_again(&setup);
     let agent = setup.start();
     live_through(&agent, "after-the-restore");
     assert!(agent.stop().success());
@@ -113,19 +120,8 @@ fn log_replaced_by_an_old_copy() {
 fn log_replaced_by_an_old_copy_that_went_on() {
     let _others = beside_others();
     let setup = setup();
-    let yesterday = setup.state_dir().join("yesterday");
-    let agent = setup.start();
-    live_through(&agent, "yesterday");
-    assert!(agent.stop().success());
-    copy(&setup.wal_dir(), &yesterday);
-    let agent = setup.start();
-    live_through(&agent, "today");
-    assert!(agent.stop().success());
-    let before = setup.store().assert_contiguous();
+    let before = yesterday_again(&setup);
     let last = *before.values().next().expect("a stream");
-
-    std::fs::remove_dir_all(setup.wal_dir()).expect("the log is removed");
-    copy(&yesterday, &setup.wal_dir());
     let alone = std::process::Command::new(bin("procmond"))
         .args(["run", "--interval", "0.05", "--wal-dir"])
         .arg(setup.wal_dir())

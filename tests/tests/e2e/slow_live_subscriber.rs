@@ -3,7 +3,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use daemoneye_tests::{AgentBuilder, Feeder, Guarded, beside_others, bin, signal, until};
+use daemoneye_tests::{
+    AgentBuilder, Feeder, Guarded, beside_others, bin, peak_resident_bytes, signal, until,
+};
 use rustix::process::Signal;
 
 /// Enough to fill the socket and the bounded queue of a subscriber that does not read, many times.
@@ -48,7 +50,7 @@ fn slow_live_subscriber() {
     let (received, missed) = slow.counts();
     assert_eq!(received + missed, sent, "received and missed make up what was sent");
     assert!(missed > 0);
-    let resident = resident_bytes(agent.pid());
+    let resident = peak_resident_bytes(agent.pid());
     assert!(resident < 100_000_000, "the agent takes {resident} bytes");
     assert!(agent.stop().success());
 }
@@ -92,11 +94,4 @@ impl Subscriber {
     fn counts(&self) -> (u64, u64) {
         *self.counts.lock().expect("no panic under the lock")
     }
-}
-
-fn resident_bytes(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the agent runs");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a VmHWM line");
-    let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
-    kib * 1024
 }
