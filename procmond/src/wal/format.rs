@@ -24,6 +24,8 @@ pub(crate) const PAYLOAD_BYTES_MAX: u32 = 16 << 20;
 /// Sequences on disk stay below this; a higher one is damage, so that no arithmetic on what was
 /// read overflows.
 const SEQUENCE_LIMIT: u64 = 1 << 62;
+/// What a frame says whose place in its commit does not fit into three bytes: it proves nothing.
+const IN_COMMIT_MAX: u32 = 0x00ff_ffff;
 /// Bytes of a [`Label`].
 pub(crate) const LABEL_BYTES: usize = 88;
 /// Bytes of the segment header.
@@ -54,6 +56,37 @@ pub(crate) struct Label {
     pub(crate) epoch: Epoch,
     /// The first sequence of that opening.
     pub(crate) epoch_first: Sequence,
+    pub(crate) rest: Rest,
+}
+
+/// What stands in a segment's file behind its last frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// Nothing: the file grows with its frames.
+    Nothing,
+    /// Zeros, written ahead.
+    Zeros,
+    /// Whatever stood there in the file's earlier life, as another segment of this log.
+    Stale,
+}
+
+impl Rest {
+    const fn to_u16(self) -> u16 {
+        match self {
+            Self::Nothing => 0,
+            Self::Zeros => 1,
+            Self::Stale => 2,
+        }
+    }
+
+    const fn from_u16(number: u16) -> Option<Self> {
+        match number {
+            0 => Some(Self::Nothing),
+            1 => Some(Self::Zeros),
+            2 => Some(Self::Stale),
+            _ => None,
+        }
+    }
 }
 
 impl Label {
@@ -64,6 +97,7 @@ impl Label {
         bytes[32..40].copy_from_slice(&self.segment.to_le_bytes());
         bytes[40..44].copy_from_slice(&self.salt.to_le_bytes());
         bytes[44..46].copy_from_slice(&PAYLOAD_CODEC.to_le_bytes());
+        bytes[46..48].copy_from_slice(&self.rest.to_u16().to_le_bytes());
         bytes[48..56].copy_from_slice(&self.first.0.to_le_bytes());
         bytes[56..64].copy_from_slice(&self.watermark.0.to_le_bytes());
         bytes[64..72].copy_from_slice(&self.watermark_epoch.map_or(0, Epoch::to_u64).to_le_bytes());
@@ -72,11 +106,11 @@ impl Label {
         bytes
     }
 
-    /// Reads a label whose checksum has been verified.
-    fn decode(bytes: &[u8; LABEL_BYTES]) -> Self {
+    /// Reads a label whose checksum has been verified; `None` if it says what no writer says.
+    fn decode(bytes: &[u8; LABEL_BYTES]) -> Option<Self> {
         let replaces: [u8; 16] = array(bytes, 16);
         let watermark_epoch = u64::from_le_bytes(array(bytes, 64));
-        Self {
+        let label = Self {
             stream: StreamId::from_bytes(array(bytes, 0)),
             replaces: (replaces != [0; 16]).then(|| StreamId::from_bytes(replaces)),
             segment: u64::from_le_bytes(array(bytes, 32)),
@@ -86,7 +120,9 @@ impl Label {
             watermark_epoch: (watermark_epoch != 0).then(|| Epoch::from_u64(watermark_epoch)),
             epoch: Epoch::from_u64(u64::from_le_bytes(array(bytes, 72))),
             epoch_first: Sequence(u64::from_le_bytes(array(bytes, 80))),
-        }
+            rest: Rest::from_u16(u16::from_le_bytes(array(bytes, 46)))?,
+        };
+        label.is_sane().then_some(label)
     }
 
     fn is_sane(&self) -> bool {
@@ -108,11 +144,20 @@ impl Label {
         bytes
     }
 
-    /// A control record that says the same, standing after the record with sequence `after`.
-    pub(crate) fn to_control(self, after: Sequence, timestamp_ns: i64) -> [u8; CONTROL_BYTES] {
+    /// A control record that says the same, standing after the record with sequence `after`, of
+    /// whose commit it is, behind `in_commit` records.
+    pub(crate) fn to_control(
+        self,
+        after: Sequence,
+        in_commit: usize,
+        timestamp_ns: i64,
+    ) -> [u8; CONTROL_BYTES] {
         let mut bytes = [0; CONTROL_BYTES];
-        write_frame(&mut bytes, KIND_CONTROL, after, timestamp_ns, &self.encode());
-        salt_frame(&mut bytes, self.salt);
+        let (head, payload) = bytes.split_at_mut(FRAME_BYTES);
+        write_head(head, KIND_CONTROL, after, in_commit, timestamp_ns, LABEL_BYTES);
+        payload.copy_from_slice(&self.encode());
+        let checksum = crc32fast::hash(&bytes[CHECKED_FROM..]) ^ self.salt;
+        bytes[CHECKSUM_AT..CHECKED_FROM].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
 }
@@ -144,8 +189,7 @@ pub(crate) fn read_header(bytes: &[u8]) -> Header {
     if version != FORMAT_VERSION || codec != PAYLOAD_CODEC {
         return Header::Unknown { version, codec };
     }
-    let label = Label::decode(&array(bytes, 16));
-    if label.is_sane() { Header::Whole(label) } else { Header::Damaged }
+    Label::decode(&array(bytes, 16)).map_or(Header::Damaged, Header::Whole)
 }
 
 fn header_checksum(bytes: &[u8; HEADER_BYTES]) -> u32 {
@@ -160,6 +204,8 @@ fn header_checksum(bytes: &[u8; HEADER_BYTES]) -> u32 {
 pub(crate) struct FrameHead {
     pub(crate) payload_bytes: u32,
     pub(crate) kind: u8,
+    /// Records before it in its commit.
+    pub(crate) in_commit: u32,
     pub(crate) sequence: Sequence,
     pub(crate) timestamp_ns: i64,
 }
@@ -168,9 +214,9 @@ impl FrameHead {
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.first_chunk::<FRAME_BYTES>()?;
         let payload_bytes = u32::from_le_bytes(array(bytes, 8));
+        let in_commit = u32::from_le_bytes(array(bytes, 12)) >> 8;
         let sequence = u64::from_le_bytes(array(bytes, 16));
         if bytes[0..4] != FRAME_MAGIC
-            || bytes[13..16] != [0; 3]
             || payload_bytes > PAYLOAD_BYTES_MAX
             || sequence >= SEQUENCE_LIMIT
         {
@@ -179,6 +225,7 @@ impl FrameHead {
         Some(Self {
             payload_bytes,
             kind: bytes[12],
+            in_commit,
             sequence: Sequence(sequence),
             timestamp_ns: i64::from_le_bytes(array(bytes, 24)),
         })
@@ -186,6 +233,17 @@ impl FrameHead {
 
     pub(crate) const fn frame_bytes(&self) -> usize {
         FRAME_BYTES + self.payload_bytes as usize
+    }
+
+    /// Every record up to this one was durable before this frame was written: a commit is written
+    /// only when the one before it has been synced. A hole behind it may be a commit torn by a
+    /// crash; a hole before it is damage.
+    pub(crate) const fn proves(&self) -> Sequence {
+        if self.in_commit == IN_COMMIT_MAX {
+            return Sequence::NONE;
+        }
+        let before = if self.kind == KIND_CONTROL { 0 } else { 1 };
+        Sequence(self.sequence.0.saturating_sub(before + self.in_commit as u64))
     }
 }
 
@@ -201,22 +259,23 @@ pub(crate) fn self_describing_label(frame: &[u8]) -> Option<Label> {
     if head.kind != KIND_CONTROL || frame.len() != CONTROL_BYTES {
         return None;
     }
-    let label = Label::decode(frame[FRAME_BYTES..].first_chunk()?);
-    (label.salt == implied_salt(frame) && label.is_sane()).then_some(label)
+    let label = Label::decode(frame[FRAME_BYTES..].first_chunk()?)?;
+    (label.salt == implied_salt(frame)).then_some(label)
 }
 
-/// Appends a frame, not yet salted.
+/// Appends a frame, not yet salted, of the record behind `in_commit` others in its commit.
 pub(crate) fn encode_frame(
     buffer: &mut Vec<u8>,
     kind: u8,
     sequence: Sequence,
+    in_commit: usize,
     timestamp_ns: i64,
     payload: &[u8],
 ) {
     debug_assert!(payload.len() <= PAYLOAD_BYTES_MAX as usize);
     let start = buffer.len();
     let mut head = [0; FRAME_BYTES];
-    write_head(&mut head, kind, sequence, timestamp_ns, payload.len());
+    write_head(&mut head, kind, sequence, in_commit, timestamp_ns, payload.len());
     buffer.reserve(FRAME_BYTES + payload.len());
     buffer.extend_from_slice(&head);
     buffer.extend_from_slice(payload);
@@ -224,29 +283,18 @@ pub(crate) fn encode_frame(
     buffer[start + CHECKSUM_AT..start + CHECKED_FROM].copy_from_slice(&checksum.to_le_bytes());
 }
 
-fn write_frame(
-    frame: &mut [u8; CONTROL_BYTES],
-    kind: u8,
-    sequence: Sequence,
-    timestamp_ns: i64,
-    payload: &[u8; LABEL_BYTES],
-) {
-    write_head(&mut frame[..FRAME_BYTES], kind, sequence, timestamp_ns, LABEL_BYTES);
-    frame[FRAME_BYTES..].copy_from_slice(payload);
-    let checksum = crc32fast::hash(&frame[CHECKED_FROM..]);
-    frame[CHECKSUM_AT..CHECKED_FROM].copy_from_slice(&checksum.to_le_bytes());
-}
-
 fn write_head(
     head: &mut [u8],
     kind: u8,
     sequence: Sequence,
+    in_commit: usize,
     timestamp_ns: i64,
     payload_bytes: usize,
 ) {
+    let in_commit = u32::try_from(in_commit).unwrap_or(IN_COMMIT_MAX).min(IN_COMMIT_MAX);
     head[0..4].copy_from_slice(&FRAME_MAGIC);
     head[8..12].copy_from_slice(&(payload_bytes as u32).to_le_bytes());
-    head[12] = kind;
+    head[12..16].copy_from_slice(&(in_commit << 8 | u32::from(kind)).to_le_bytes());
     head[16..24].copy_from_slice(&sequence.0.to_le_bytes());
     head[24..32].copy_from_slice(&timestamp_ns.to_le_bytes());
 }
@@ -276,6 +324,7 @@ mod tests {
             watermark_epoch: Some(Epoch::from_u64(0x0000_0001_dead_beef)),
             epoch: Epoch::from_u64(0x0000_0002_cafe_f00d),
             epoch_first: Sequence(0x0100),
+            rest: Rest::Stale,
         }
     }
 
@@ -290,7 +339,8 @@ mod tests {
         expected.extend_from_slice(&[0; 16]); // replaces no stream
         expected.extend_from_slice(&[7, 0, 0, 0, 0, 0, 0, 0]); // segment number
         expected.extend_from_slice(&[0xd4, 0xc3, 0xb2, 0xa1]); // salt
-        expected.extend_from_slice(&[1, 0, 0, 0]); // codec, zero
+        expected.extend_from_slice(&[1, 0]); // codec
+        expected.extend_from_slice(&[2, 0]); // recycled
         expected.extend_from_slice(&[2, 1, 0, 0, 0, 0, 0, 0]); // first sequence
         expected.extend_from_slice(&[1, 1, 0, 0, 0, 0, 0, 0]); // watermark
         expected.extend_from_slice(&[0xef, 0xbe, 0xad, 0xde, 1, 0, 0, 0]); // its epoch
@@ -305,10 +355,10 @@ mod tests {
     #[test]
     fn a_frame_is_these_bytes() {
         let mut frame = Vec::new();
-        encode_frame(&mut frame, 3, Sequence(0x0a0b), -2, b"hello");
+        encode_frame(&mut frame, 3, Sequence(0x0a0b), 0x04_0506, -2, b"hello");
         let mut expected = vec![0xd7, b'W', b'A', b'L', 0, 0, 0, 0]; // magic, checksum below
         expected.extend_from_slice(&[5, 0, 0, 0]); // payload length
-        expected.extend_from_slice(&[3, 0, 0, 0]); // kind, zero
+        expected.extend_from_slice(&[3, 6, 5, 4]); // kind, records before it
         expected.extend_from_slice(&[0x0b, 0x0a, 0, 0, 0, 0, 0, 0]); // sequence
         expected.extend_from_slice(&[0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]); // time
         expected.extend_from_slice(b"hello");
@@ -322,7 +372,7 @@ mod tests {
     #[test]
     fn w5_a_flip_anywhere_after_the_magic_changes_the_implied_salt() {
         let mut frame = Vec::new();
-        encode_frame(&mut frame, 1, Sequence(1), 1, b"payload");
+        encode_frame(&mut frame, 1, Sequence(1), 0, 1, b"payload");
         salt_frame(&mut frame, 9);
         for at in 4..frame.len() {
             for bit in 0..8 {
@@ -336,14 +386,14 @@ mod tests {
     #[test]
     fn w5_a_frame_of_another_segment_is_not_valid_here() {
         let mut frame = Vec::new();
-        encode_frame(&mut frame, 1, Sequence(1), 1, b"payload");
+        encode_frame(&mut frame, 1, Sequence(1), 0, 1, b"payload");
         salt_frame(&mut frame, 9);
         assert_ne!(implied_salt(&frame), 10);
     }
 
     #[test]
     fn a_control_record_vouches_for_itself() {
-        let control = label().to_control(Sequence(5), 77);
+        let control = label().to_control(Sequence(5), 2, 77);
         assert_eq!(self_describing_label(&control), Some(label()));
         for at in 0..control.len() {
             let mut bad = control;
@@ -369,9 +419,24 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_proves_what_was_durable_before_its_commit() {
+        let proved = |kind, sequence, in_commit| {
+            let mut frame = Vec::new();
+            encode_frame(&mut frame, kind, Sequence(sequence), in_commit, 1, b"");
+            FrameHead::read(&frame).unwrap().proves()
+        };
+        assert_eq!(proved(1, 8, 0), Sequence(7));
+        assert_eq!(proved(1, 8, 3), Sequence(4));
+        assert_eq!(proved(1, 1, 0), Sequence::NONE);
+        let control = FrameHead::read(&label().to_control(Sequence(8), 3, 1)).unwrap();
+        assert_eq!(control.proves(), Sequence(5));
+        assert_eq!(proved(1, 1 << 40, 1 << 24), Sequence::NONE);
+    }
+
+    #[test]
     fn an_absurd_length_is_not_a_frame() {
         let mut frame = Vec::new();
-        encode_frame(&mut frame, 1, Sequence(1), 1, b"");
+        encode_frame(&mut frame, 1, Sequence(1), 0, 1, b"");
         frame[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(FrameHead::read(&frame), None);
         assert_eq!(FrameHead::read(&frame[..31]), None);

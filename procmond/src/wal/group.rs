@@ -34,7 +34,8 @@ impl Group {
             self.first = sequence;
         }
         debug_assert_eq!(sequence.0, self.first.0 + self.ends.len() as u64);
-        encode_frame(&mut self.bytes, kind, sequence, timestamp_ns, payload);
+        let in_commit = self.ends.len();
+        encode_frame(&mut self.bytes, kind, sequence, in_commit, timestamp_ns, payload);
         self.ends.push(self.bytes.len());
     }
 
@@ -71,6 +72,11 @@ impl Group {
     /// Whether frames remain after this span.
     pub(crate) fn has_more_after(&self, span: Span) -> bool {
         span.upto < self.ends.len()
+    }
+
+    /// Frames up to a span's end.
+    pub(crate) fn upto(&self, span: Span) -> usize {
+        span.upto
     }
 
     /// The sequence of a span's last frame.

@@ -2,6 +2,7 @@
 //! directory may be looked at as well as a damaged one.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
 use super::format::Label;
-use super::segment::{self, Contents, FileName};
+use super::segment::{self, Contents, Ends, FileName};
 use super::storage::{OsStorage, Storage};
 use super::{LostRange, LostReason, WalError};
 
@@ -205,8 +206,9 @@ fn report(found: &[Found], vanished: &mut bool) -> Result<Inspection, WalError> 
                 let ends = following
                     .filter(|following| following.number == segment.number + 1)
                     .and_then(|following| following.label)
-                    .map(|following| following.first.prev().max(label.first.prev()));
-                let Some(contents) = read(segment, &label, ends, following.is_none())? else {
+                    .map(|following| Ends::At(following.first.prev().max(label.first.prev())))
+                    .unwrap_or(if following.is_none() { Ends::Open } else { Ends::Left });
+                let Some(contents) = read(segment, &label, ends)? else {
                     *vanished = true;
                     continue;
                 };
@@ -247,12 +249,7 @@ fn report(found: &[Found], vanished: &mut bool) -> Result<Inspection, WalError> 
 
 /// Reads a segment, unless it is gone; the last one again for a while as long as its end is not whole, because a live
 /// log may be writing there.
-fn read(
-    segment: &Found,
-    label: &Label,
-    ends: Option<Sequence>,
-    newest: bool,
-) -> Result<Option<Contents>, WalError> {
+fn read(segment: &Found, label: &Label, ends: Ends) -> Result<Option<Contents>, WalError> {
     let file = match OsStorage.open(&segment.path, false) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -260,7 +257,7 @@ fn read(
     };
     let mut contents = segment::read_contents(&*file, &segment.path, label, ends)?;
     for _ in 1..TAIL_LOOKS {
-        if !newest || contents.end == contents.length {
+        if ends != Ends::Open || contents.torn.is_empty() {
             break;
         }
         thread::sleep(TAIL_PATIENCE);
@@ -290,8 +287,9 @@ impl SegmentReport {
             let lost = damage.lost.map(|(first, last)| (first, last, reason));
             self.problem(ProblemKind::Damaged, damage.from, damage.to, lost);
         }
-        if newest && contents.end < contents.length {
-            self.problem(ProblemKind::TornTail, contents.end, contents.length, None);
+        if newest && !contents.torn.is_empty() {
+            let Range { start, end } = contents.torn;
+            self.problem(ProblemKind::TornTail, start, end, None);
         }
     }
 

@@ -176,7 +176,11 @@ impl WalReader {
         while batch.payloads.len() < max_bytes && batch.entries.len() < ENTRIES_MAX {
             let step = cursor
                 .scanner
-                .step(&*cursor.file, Accept::Salt(key.salt), segment.bytes)
+                .step(
+                    &*cursor.file,
+                    Accept::Of { salt: key.salt, first: segment.first },
+                    segment.bytes,
+                )
                 .map_err(|source| WalError::io("read", &segment.path, source))?;
             match step {
                 Step::Frame { head, .. } => {

@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
-use super::format::{FRAME_BYTES, FrameHead, Label};
+use super::format::{FRAME_BYTES, FrameHead, Label, Rest};
 use super::reader::LostReason;
-use super::segment::{self, FileName};
+use super::segment::{self, Ends, FileName};
 use super::state::{Segment, SegmentKey};
 use super::storage::{Storage, StorageFile};
 use super::writer::{Active, random_salt};
@@ -110,6 +110,7 @@ pub(crate) fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, Wa
         watermark_epoch,
         epoch,
         epoch_first: last.next(),
+        rest: Rest::Nothing,
     };
     let (path, file) = segment::create(storage, dir, &label)?;
     let active = Active::new(file, path, label);
@@ -163,19 +164,21 @@ impl Reading {
             Some(next) => next.first.prev().max(label.first.prev()),
             None => {
                 let file = found.open(storage)?;
-                let contents = segment::read_contents(&*file, &found.path, &label, None)?;
+                let ends = if follower.is_none() { Ends::Open } else { Ends::Left };
+                let contents = segment::read_contents(&*file, &found.path, &label, ends)?;
                 self.learn(&contents.newest);
                 for damage in &contents.damage {
                     if let Some((first, last)) = damage.lost {
                         report.damage.push(LostRange { first, last, reason: LostReason::Damaged });
                     }
                 }
-                if contents.end < contents.length {
-                    if follower.is_none() {
-                        report.torn =
-                            Some(cut(storage, dir, found, &*file, contents.end..contents.length)?);
+                bytes = contents.torn.start;
+                if follower.is_none() && bytes < contents.length {
+                    if !contents.torn.is_empty() {
+                        let torn = contents.torn.clone();
+                        report.torn = Some(keep_torn(storage, dir, found, &*file, torn)?);
                     }
-                    bytes = contents.end;
+                    cut(found, &*file, bytes)?;
                 }
                 contents.last
             }
@@ -245,9 +248,14 @@ impl Reading {
     }
 }
 
-/// Cuts off what is no record at the end of the last segment; with a copy beside it if that is
-/// more than one record cut short.
-fn cut(
+/// Ends a segment's file where its records end, before anything relies on it.
+fn cut(found: &Found, file: &dyn StorageFile, end: u64) -> Result<(), WalError> {
+    let failed = |source| WalError::io("cut the torn tail of", &found.path, source);
+    file.set_len(end).and_then(|()| file.sync_data()).map_err(failed)
+}
+
+/// Says what will be cut off, and keeps a copy of it if it is more than one record cut short.
+fn keep_torn(
     storage: &dyn Storage,
     dir: &Path,
     found: &Found,
@@ -257,7 +265,7 @@ fn cut(
     let bytes = tail.end - tail.start;
     let failed = |source| WalError::io("read", &found.path, source);
     let mut head = [0; FRAME_BYTES];
-    let got = file.read_at(&mut head, tail.start).map_err(failed)?;
+    let got = file.read_some_at(&mut head, tail.start).map_err(failed)?;
     let one_record =
         FrameHead::read(&head[..got]).map_or(FRAME_BYTES as u64, |head| head.frame_bytes() as u64);
     let copy = if bytes > one_record {
@@ -265,8 +273,6 @@ fn cut(
     } else {
         None
     };
-    let failed = |source| WalError::io("cut the torn tail of", &found.path, source);
-    file.set_len(tail.start).and_then(|()| file.sync_data()).map_err(failed)?;
     Ok(TornTail { path: found.path.clone(), offset: tail.start, bytes, copy })
 }
 
@@ -286,7 +292,7 @@ fn copy_tail(
     let mut at = tail.start;
     while at < tail.end {
         let want = buffer.len().min((tail.end - at) as usize);
-        let got = file.read_at(&mut buffer[..want], at).map_err(failed)?;
+        let got = file.read_some_at(&mut buffer[..want], at).map_err(failed)?;
         if got == 0 {
             break;
         }

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use daemoneye_lib::stream::Sequence;
+
 use super::format::{
     FRAME_BYTES, FRAME_MAGIC, FrameHead, KIND_CONTROL, LABEL_BYTES, implied_salt,
     self_describing_label,
@@ -15,8 +17,10 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Which frames count as whole.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Accept {
-    /// Those written under this salt.
-    Salt(u32),
+    /// Those written under this salt with this sequence or a later one (a control record stands
+    /// behind its sequence): what a file's earlier life has left is of earlier records, even if
+    /// its salt were the same.
+    Of { salt: u32, first: Sequence },
     /// Control records that vouch for themselves and name this segment: for a segment whose
     /// header is lost.
     Controls { segment: u64 },
@@ -124,7 +128,11 @@ impl Scanner {
         }
         let frame = &self.buffer[self.at..self.at + head.frame_bytes()];
         let whole = match accept {
-            Accept::Salt(salt) => implied_salt(frame) == salt,
+            Accept::Of { salt, first } => {
+                let position =
+                    if head.kind == KIND_CONTROL { head.sequence.next() } else { head.sequence };
+                position >= first && implied_salt(frame) == salt
+            }
             Accept::Controls { segment } => {
                 self_describing_label(frame).is_some_and(|label| label.segment == segment)
             }
@@ -170,7 +178,7 @@ impl Scanner {
             let position = self.base + self.filled as u64;
             let room = (self.buffer.len() - self.filled) as u64;
             let upto = self.filled + room.min(limit - position) as usize;
-            let got = file.read_at(&mut self.buffer[self.filled..upto], position)?;
+            let got = file.read_some_at(&mut self.buffer[self.filled..upto], position)?;
             if got == 0 {
                 return Ok(false);
             }

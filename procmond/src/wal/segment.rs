@@ -1,13 +1,15 @@
 //! Segment files: their names, making one, and finding out what one is.
 
+use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use daemoneye_lib::stream::{Sequence, wall_clock_ns};
 
 use super::WalError;
 use super::format::{
-    CONTROL_BYTES, HEADER_BYTES, Header, KIND_CONTROL, Label, PAYLOAD_CODEC, read_header,
-    self_describing_label,
+    CONTROL_BYTES, FRAME_BYTES, FrameHead, HEADER_BYTES, Header, KIND_CONTROL, Label,
+    PAYLOAD_CODEC, Rest, read_header, self_describing_label,
 };
 use super::scan::{Accept, Scanner, Step};
 use super::storage::{Storage, StorageFile};
@@ -96,7 +98,7 @@ pub(crate) fn create_as(
     let file =
         storage.create(path).map_err(|source| WalError::io("create the segment", path, source))?;
     let mut bytes = label.to_header().to_vec();
-    bytes.extend_from_slice(&label.to_control(label.first.prev(), wall_clock_ns()));
+    bytes.extend_from_slice(&label.to_control(label.first.prev(), 0, wall_clock_ns()));
     debug_assert_eq!(bytes.len() as u64, EMPTY_BYTES);
     file.write_all_at(&bytes, 0)
         .and_then(|()| file.sync_data())
@@ -140,7 +142,7 @@ fn header_of(file: &dyn StorageFile, path: &Path) -> Result<Header, WalError> {
     let mut header = [0; HEADER_BYTES];
     let mut filled = 0;
     while filled < HEADER_BYTES {
-        match file.read_at(&mut header[filled..], filled as u64) {
+        match file.read_some_at(&mut header[filled..], filled as u64) {
             Ok(0) => break,
             Ok(got) => filled += got,
             Err(source) => return Err(WalError::io("read", path, source)),
@@ -154,14 +156,15 @@ fn header_of(file: &dyn StorageFile, path: &Path) -> Result<Header, WalError> {
 pub(crate) struct Contents {
     /// The label with the highest watermark found in it.
     pub(crate) newest: Label,
-    /// The highest sequence a whole frame bears witness to, the one before the segment's first if
-    /// there is none.
+    /// The highest sequence that a whole frame bears witness to, the one before the segment's
+    /// first if there is none.
     pub(crate) last: Sequence,
     /// Whole records.
     pub(crate) records: u64,
     pub(crate) damage: Vec<Damage>,
-    /// Where the whole frames end.
-    pub(crate) end: u64,
+    /// What a write that a crash cut short has left at the end; empty if there is nothing. Its
+    /// start is where the segment ends.
+    pub(crate) torn: Range<u64>,
     /// Where the file ends.
     pub(crate) length: u64,
 }
@@ -175,28 +178,52 @@ pub(crate) struct Damage {
     pub(crate) lost: Option<(Sequence, Sequence)>,
 }
 
-/// Reads all of a segment. `last` is the highest sequence it may hold where that is known: frames
-/// beyond it were written again elsewhere after a failure.
+/// A hole, and what was known before it.
+struct Hole {
+    damage: Damage,
+    records: u64,
+}
+
+/// What is known of a segment's end before it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// It is the newest: a crash may have torn its end.
+    Open,
+    /// There is a later one, so everything in it was durable once.
+    Left,
+    /// The next begins behind this record. Frames beyond it were written again there after a
+    /// failure.
+    At(Sequence),
+}
+
+/// Reads all of a segment.
+///
+/// A hole is damage if something proves that what stood there was durable: a later segment, or a
+/// frame of a later commit. Otherwise it is where a crash has torn the last commit, of which any
+/// part may be there: nobody has a receipt for it, and the segment ends at the hole.
 pub(crate) fn read_contents(
     file: &dyn StorageFile,
     path: &Path,
     label: &Label,
-    last: Option<Sequence>,
+    ends: Ends,
 ) -> Result<Contents, WalError> {
     let failed = |source| WalError::io("read", path, source);
     let length = file.len().map_err(failed)?;
-    let mut found = Contents {
-        newest: *label,
-        last: label.first.prev(),
-        records: 0,
-        damage: Vec::new(),
-        end: HEADER_BYTES as u64,
-        length,
+    let mut newest = *label;
+    let mut seen = label.first.prev();
+    let mut records = 0;
+    let (last, mut proven) = match ends {
+        Ends::Open => (None, Sequence::NONE),
+        Ends::Left => (None, Sequence(u64::MAX)),
+        Ends::At(last) => (Some(last), last),
     };
-    let mut scanner = Scanner::new(HEADER_BYTES as u64);
+    let mut holes: Vec<Hole> = Vec::new();
+    let mut end = HEADER_BYTES as u64;
     let mut hurt = None;
+    let accept = Accept::Of { salt: label.salt, first: label.first };
+    let mut scanner = Scanner::new(end);
     loop {
-        match scanner.step(file, Accept::Salt(label.salt), length).map_err(failed)? {
+        match scanner.step(file, accept, length).map_err(failed)? {
             Step::Frame { offset, head } => {
                 let control = head.kind == KIND_CONTROL;
                 // A control record bears witness to the record before it.
@@ -204,33 +231,90 @@ pub(crate) fn read_contents(
                 if last.is_some_and(|last| head.sequence > last) {
                     continue;
                 }
-                let lost = (next > found.last.next()).then(|| (found.last.next(), next.prev()));
+                let lost = (next > seen.next()).then(|| (seen.next(), next.prev()));
                 if hurt.is_some() || lost.is_some() {
                     let (from, to) = hurt.take().unwrap_or((offset, offset));
-                    found.damage.push(Damage { from, to, lost });
+                    holes.push(Hole { damage: Damage { from, to, lost }, records });
                 }
-                found.last = found.last.max(head.sequence);
+                proven = proven.max(head.proves());
+                seen = seen.max(head.sequence);
                 if control {
                     if let Some(label) = scanner.label()
-                        && label.watermark >= found.newest.watermark
+                        && label.watermark >= newest.watermark
                     {
-                        found.newest = label;
+                        newest = label;
                     }
                 } else {
-                    found.records += 1;
+                    records += 1;
                 }
-                found.end = scanner.offset();
+                end = scanner.offset();
             }
             Step::Damage { from, to } => hurt = Some((from, to)),
             Step::Tail { from, to } => {
-                if let Some(last) = last.filter(|&last| found.last < last) {
+                if let Some(last) = last.filter(|&last| seen < last) {
                     let from = hurt.map_or(from, |(from, _)| from);
-                    let lost = Some((found.last.next(), last));
-                    found.damage.push(Damage { from, to, lost });
-                    found.last = last;
+                    let damage = Damage { from, to, lost: Some((seen.next(), last)) };
+                    holes.push(Hole { damage, records });
+                    seen = last;
                 }
-                return Ok(found);
+                break;
             }
+        }
+    }
+    let mut torn = end..torn_upto(file, label, end..length, seen).map_err(failed)?;
+    let first_torn =
+        holes.iter().position(|hole| hole.damage.lost.is_some_and(|(_, upto)| upto > proven));
+    if let Some(index) = first_torn {
+        let hole = &mut holes[index];
+        torn.start = hole.damage.from;
+        records = hole.records;
+        let whole = hole.damage.lost.map_or(seen, |(first, _)| first.prev());
+        seen = whole.max(proven);
+        // What was durable of it is damaged.
+        hole.damage.lost = (seen > whole).then(|| (whole.next(), seen));
+        holes.truncate(index + usize::from(seen > whole));
+    }
+    let damage = holes.into_iter().map(|hole| hole.damage).collect();
+    Ok(Contents { newest, last: seen, records, damage, torn, length })
+}
+
+/// How far a torn write reaches behind a segment's last whole frame, as far as can be seen.
+fn torn_upto(
+    file: &dyn StorageFile,
+    label: &Label,
+    rest: Range<u64>,
+    last: Sequence,
+) -> io::Result<u64> {
+    const CHUNK_BYTES: u64 = 256 << 10;
+    match label.rest {
+        Rest::Nothing => Ok(rest.end),
+        Rest::Zeros => {
+            let mut buffer = vec![0; CHUNK_BYTES.min(rest.end - rest.start) as usize];
+            let mut upto = rest.start;
+            let mut at = rest.start;
+            while at < rest.end {
+                let want = buffer.len().min((rest.end - at) as usize);
+                let got = file.read_some_at(&mut buffer[..want], at)?;
+                if got == 0 {
+                    break;
+                }
+                if let Some(nonzero) = buffer[..got].iter().rposition(|&byte| byte != 0) {
+                    upto = at + nonzero as u64 + 1;
+                }
+                at += got as u64;
+            }
+            Ok(upto)
+        }
+        // Stale bytes are no sign of a write; the beginning of the next frame is.
+        Rest::Stale => {
+            let mut head = [0; FRAME_BYTES];
+            let got = file.read_some_at(&mut head, rest.start)?;
+            let next = FrameHead::read(&head[..got]).filter(|head| {
+                let control = head.kind == KIND_CONTROL;
+                head.sequence == if control { last } else { last.next() }
+            });
+            let bytes = next.map_or(0, |head| head.frame_bytes() as u64);
+            Ok((rest.start + bytes).min(rest.end))
         }
     }
 }

@@ -28,16 +28,47 @@ pub(crate) trait Storage: Send + Sync + 'static {
 
 /// An open file. Positions are absolute: readers and the writer share no cursor.
 pub(crate) trait StorageFile: Send + Sync {
-    /// Reads what is there, at most the buffer's length; 0 at the end.
+    /// One call: reads at most the buffer's length; 0 at the end. May be interrupted.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// Writes all of it, or fails with an unknown part of it written.
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// One call: writes at least a byte of it. May be interrupted.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
     /// Makes the data, and the length needed to find it, durable.
     fn sync_data(&self) -> io::Result<()>;
     /// Cuts or extends.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
     /// The file's length, which is not necessarily where its records end.
     fn len(&self) -> io::Result<u64>;
+    /// Reserves room up to this length, so that a full disk is noticed before anything relies on
+    /// it. The reserved part reads as zeros.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
+}
+
+impl dyn StorageFile + '_ {
+    /// Reads what is there, at most the buffer's length; 0 at the end.
+    pub(crate) fn read_some_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match self.read_at(buffer, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes all of it, or fails with an unknown part of it written.
+    pub(crate) fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.write_at(bytes, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    bytes = &bytes[written..];
+                    offset += written as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The operating system's files.
@@ -107,34 +138,17 @@ impl Storage for OsStorage {
 
 impl StorageFile for File {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        loop {
-            #[cfg(unix)]
-            let result = std::os::unix::fs::FileExt::read_at(self, buffer, offset);
-            #[cfg(windows)]
-            let result = std::os::windows::fs::FileExt::seek_read(self, buffer, offset);
-            match result {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return other,
-            }
-        }
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::read_at(self, buffer, offset);
+        #[cfg(windows)]
+        return std::os::windows::fs::FileExt::seek_read(self, buffer, offset);
     }
 
-    #[cfg(unix)]
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::write_all_at(self, bytes, offset)
-    }
-
-    #[cfg(windows)]
-    fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let written = std::os::windows::fs::FileExt::seek_write(self, bytes, offset)?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            bytes = &bytes[written..];
-            offset += written as u64;
-        }
-        Ok(())
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::write_at(self, bytes, offset);
+        #[cfg(windows)]
+        return std::os::windows::fs::FileExt::seek_write(self, bytes, offset);
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -147,5 +161,21 @@ impl StorageFile for File {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        match fallocate(self, FallocateFlags::empty(), 0, bytes) {
+            // Then writing has to show whether there is room.
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// Only Linux prepares segments.
+    #[cfg(not(target_os = "linux"))]
+    fn allocate(&self, _bytes: u64) -> io::Result<()> {
+        Ok(())
     }
 }

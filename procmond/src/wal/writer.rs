@@ -253,7 +253,7 @@ impl Writer {
         let mut end = active.offset + bytes.len() as u64;
         let mut result = active.file.write_all_at(bytes, active.offset);
         if result.is_ok() && control {
-            let record = active.label.to_control(last, wall_clock_ns());
+            let record = active.label.to_control(last, self.group.upto(span), wall_clock_ns());
             result = active.file.write_all_at(&record, end);
             end += CONTROL_BYTES as u64;
         }
@@ -273,7 +273,7 @@ impl Writer {
     /// Writes a control record alone and makes it durable.
     fn write_control(&mut self) -> Result<(), Failure> {
         let active = &mut self.active;
-        let record = active.label.to_control(self.durable, wall_clock_ns());
+        let record = active.label.to_control(self.durable, 0, wall_clock_ns());
         let result = active.file.write_all_at(&record, active.offset);
         finish(active, result)?;
         active.offset += CONTROL_BYTES as u64;

@@ -21,6 +21,7 @@ pub(crate) enum Op {
     Sync,
     SetLen,
     Len,
+    Allocate,
 }
 
 /// How it fails.
@@ -115,10 +116,10 @@ impl StorageFile for FaultyFile {
         self.file.read_at(buffer, offset)
     }
 
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let fault = (self.storage.plan.lock().unwrap())(Op::Write, &self.path);
         match fault {
-            None => self.file.write_all_at(bytes, offset),
+            None => self.file.write_at(bytes, offset),
             Some(Fault::Error(kind)) => Err(kind.into()),
             Some(Fault::Short(done, kind)) => {
                 self.file.write_all_at(&bytes[..done.min(bytes.len())], offset)?;
@@ -140,5 +141,10 @@ impl StorageFile for FaultyFile {
     fn len(&self) -> io::Result<u64> {
         self.storage.ask(Op::Len, &self.path)?;
         self.file.len()
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        self.storage.ask(Op::Allocate, &self.path)?;
+        self.file.allocate(bytes)
     }
 }

@@ -12,7 +12,7 @@ use std::task::Waker;
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId, wall_clock_ns};
 
-use super::super::format::{Label, encode_frame, salt_frame};
+use super::super::format::{Label, Rest, encode_frame, salt_frame};
 use super::super::group::Group;
 use super::super::reader::{Entry, WalReader};
 use super::super::segment::{self, EMPTY_BYTES, FileName};
@@ -94,6 +94,7 @@ impl Writer {
             watermark_epoch: None,
             epoch: Epoch::first(),
             epoch_first: Sequence::FIRST,
+            rest: Rest::Nothing,
         };
         let from = self.shared.lock().watermark.next();
         let mut reader = WalReader::new(Arc::clone(&self.shared), Arc::clone(&self.storage), from);
@@ -192,7 +193,8 @@ impl<'a> Copy<'a> {
         }
         let start = self.buffer.len();
         self.last = self.last.next();
-        encode_frame(&mut self.buffer, kind, self.last, timestamp_ns, payload);
+        // The stream has no name before all of it is durable, so nothing in it can be torn.
+        encode_frame(&mut self.buffer, kind, self.last, 0, timestamp_ns, payload);
         salt_frame(&mut self.buffer[start..], self.active.label.salt);
         if self.buffer.len() >= COPY_BYTES {
             self.write_buffer()?;
@@ -214,7 +216,7 @@ impl<'a> Copy<'a> {
     /// Ends the segment with a control record, which also bears witness to sequences left out
     /// before it, and makes it durable.
     fn finish_segment(&mut self) -> Result<(), WalError> {
-        let control = self.active.label.to_control(self.last, wall_clock_ns());
+        let control = self.active.label.to_control(self.last, 0, wall_clock_ns());
         self.buffer.extend_from_slice(&control);
         self.write_buffer()?;
         let active = &mut self.active;
