@@ -302,7 +302,7 @@ impl ProcessMonitor {
         if self.snapshot_is_due() {
             match self.save_snapshot().await {
                 // What is queued is written when there is room, and the table after it.
-                Err(MonitorError::Log(error @ WalError::DiskFull { .. })) => {
+                Err(MonitorError::Log(error)) if error.is_passing() => {
                     debug!(%error, "the process table waits for the log");
                     self.saved.at = Instant::now();
                 }

@@ -43,8 +43,11 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 mod error;
 mod format;
 mod group;
+mod histogram;
 mod inspect;
+mod keeper;
 mod lock;
+mod policy;
 mod reader;
 mod recovery;
 mod scan;
@@ -57,14 +60,18 @@ mod wait;
 mod writer;
 
 pub use error::WalError;
+pub use histogram::{BUCKETS, Histogram};
 pub use inspect::{Inspection, Problem, ProblemKind, SegmentIdentity, SegmentReport, inspect};
+pub use policy::{RotateEvery, SyncMode};
 pub use reader::{Entry, LostReason, Record, WalReader};
 #[cfg(test)]
 pub(crate) use storage::faulty;
 pub use wait::Durable;
 
 use group::Group;
+use keeper::{Desk, Keeper};
 use lock::DirLock;
+use policy::Rotation;
 use state::{Counters, NewStream, Shared, State, Wants};
 use storage::{OsStorage, Storage};
 use wait::{Wait, block_on};
@@ -88,6 +95,14 @@ pub struct WalOptions {
     pub disk_budget_bytes: u64,
     /// The longest payload taken, at most 16 MiB.
     pub max_record_bytes: u32,
+    /// When what is written is made durable, and so what a receipt promises.
+    pub sync: SyncMode,
+    /// When a segment is left for the next though it is not full.
+    pub rotate: Option<RotateEvery>,
+    /// Whether segments are written ahead with zeros, or made out of those that nobody needs any
+    /// more, on file systems where that makes syncs cheaper. Costs the disk up to two segments
+    /// more than the records need, within the budget.
+    pub prepare: bool,
 }
 
 impl Default for WalOptions {
@@ -99,6 +114,9 @@ impl Default for WalOptions {
             queue_bytes: 4 << 20,
             disk_budget_bytes: 1 << 30,
             max_record_bytes: 1 << 20,
+            sync: SyncMode::Always,
+            rotate: None,
+            prepare: true,
         }
     }
 }
@@ -125,13 +143,25 @@ impl WalOptions {
     }
 }
 
-/// Proof that a record and everything before it survives kill -9 and a power cut.
+/// Proof that a record and everything before it is in the log's files. What that means depends on
+/// [`Receipt::promise`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
     /// The record's place in the stream.
     pub sequence: Sequence,
     /// The opening of the log that wrote it.
     pub epoch: Epoch,
+    /// What they survive.
+    pub promise: Promise,
+}
+
+/// What records with a receipt survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    /// Kill -9 and a power cut: they are synced.
+    Synced,
+    /// Kill -9. A power cut or a crash of the system may take what [`SyncMode`] says.
+    Written,
 }
 
 /// A record to append.
@@ -210,24 +240,36 @@ pub struct WalStats {
     pub watermark_durable: Sequence,
     /// Segment files.
     pub segments: usize,
-    /// Bytes in them and on their way there.
+    /// Bytes of records in them and on their way there: what the budget is compared with.
     pub used_bytes: u64,
+    /// Bytes of the disk that are prepared for records to come. With the records within the budget.
+    pub prepared_bytes: u64,
     /// Bytes of records waiting for the writer.
     pub queued_bytes: usize,
     /// Records taken since the log was opened.
     pub appended: u64,
     /// Their payload bytes.
     pub appended_bytes: u64,
-    /// How often something was made durable.
-    pub syncs: u64,
+    /// How long syncs took, in microseconds. Its count is how often something was made durable.
+    pub sync_micros: Histogram,
+    /// Records made durable at once.
+    pub commit_records: Histogram,
+    /// How often a segment was left for the next.
+    pub rotations: u64,
+    /// Segments prepared with zeros.
+    pub prepared: u64,
+    /// Segments made out of retired ones.
+    pub recycled: u64,
+    /// Segments deleted because everything in them was acknowledged.
+    pub deleted: u64,
     /// How often a failed write or sync was made good in a fresh segment.
     pub rewrites: u64,
     /// How often [`WalError::Busy`] was said.
     pub busy: u64,
-    /// Records refused because the budget was spent or the disk full, by kind.
+    /// Records refused because the budget was spent or the system would not write, by kind.
     pub refused: Vec<(u8, u64)>,
-    /// Whether the disk is full at the moment.
-    pub disk_full: bool,
+    /// Why the system does not let the log write at the moment.
+    pub refusing: Option<WalError>,
 }
 
 /// A log open for writing. Clones are handles on the same log; the last one dropped closes it.
@@ -239,8 +281,15 @@ pub struct WriteAheadLog {
 struct Inner {
     shared: Arc<Shared>,
     storage: Arc<dyn Storage>,
-    /// The writer and the lock, until closed.
-    held: Mutex<Option<(JoinHandle<()>, DirLock)>>,
+    writer: Arc<Mutex<Writer>>,
+    desk: Arc<Desk>,
+    /// Until closed.
+    threads: Mutex<Option<Threads>>,
+}
+
+struct Threads {
+    writer: JoinHandle<()>,
+    keeper: JoinHandle<()>,
 }
 
 impl WriteAheadLog {
@@ -279,32 +328,60 @@ impl WriteAheadLog {
             waiting_since: None,
             flush: false,
             closing: false,
+            due: None,
+            wakes_at: None,
             new_stream: NewStream::No,
             shut: None,
-            full: None,
+            refusing: None,
+            retry: false,
             segments: recovered.segments,
-            segments_bytes: 0,
+            left_bytes: 0,
+            retired_bytes: 0,
+            spare_bytes: 0,
             waiters: Vec::new(),
             next_waiter: 0,
             counters: Counters::default(),
         };
         state.recount();
         let shared = Arc::new(Shared::new(dir.to_owned(), options, state));
-        let writer = Writer {
+        let prepares = shared.options.prepare && storage.overwrites_in_place(dir);
+        let desk = Arc::new(Desk::new(prepares));
+        let writer = Arc::new(Mutex::new(Writer {
             shared: Arc::clone(&shared),
             storage: Arc::clone(&storage),
+            desk: Arc::clone(&desk),
+            lock: Some(lock),
             active: recovered.active,
             durable: recovered.last,
+            watermark_synced: recovered.watermark,
             group: Group::default(),
+            unsynced_since: None,
             cohort: 0,
             abandoned: false,
+            refused: false,
+            sync_took: None,
+            ready: Vec::new(),
+        }));
+        let keeper = Keeper {
+            shared: Arc::clone(&shared),
+            storage: Arc::clone(&storage),
+            desk: Arc::clone(&desk),
+            made: 0,
         };
-        let thread = thread::Builder::new()
-            .name("wal-writer".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|source| WalError::io("start the writer thread for", dir, source))?;
-        let held = Mutex::new(Some((thread, lock)));
-        Ok((Self { inner: Arc::new(Inner { shared, storage, held }) }, recovered.report))
+        let not_started =
+            |source| WalError::io("start the threads that write the log in", dir, source);
+        let keeper = keeper.spawn().map_err(not_started)?;
+        let started = thread::Builder::new().name("wal-writer".to_owned()).spawn({
+            let (shared, writer) = (Arc::clone(&shared), Arc::clone(&writer));
+            move || writer::run(&shared, &writer)
+        });
+        let thread = started.map_err(|source| {
+            desk.close();
+            not_started(source)
+        })?;
+        let threads = Mutex::new(Some(Threads { writer: thread, keeper }));
+        let inner = Arc::new(Inner { shared, storage, writer, desk, threads });
+        Ok((Self { inner }, recovered.report))
     }
 
     /// Appends a record and waits until it is durable; waits for room in the queue before.
@@ -349,6 +426,41 @@ impl WriteAheadLog {
     /// # Errors
     /// As [`WriteAheadLog::submit`].
     pub fn submit_all(&self, records: &[NewRecord<'_>]) -> Result<Sequence, WalError> {
+        let (last, call) = self.enqueue(records)?;
+        if call {
+            self.inner.shared.call_writer();
+        }
+        Ok(last)
+    }
+
+    /// Appends records and makes them durable at once, without the commit delay; waits for room in
+    /// the queue before. Returns the last one's receipt. Blocks on the disk: this thread writes,
+    /// unless another is just doing so.
+    ///
+    /// # Errors
+    /// As [`WriteAheadLog::submit`] (except [`WalError::Busy`]) and [`WriteAheadLog::durable`].
+    pub fn append_blocking(&self, records: &[NewRecord<'_>]) -> Result<Receipt, WalError> {
+        let last = loop {
+            match self.enqueue(records) {
+                Err(WalError::Busy) => block_on(self.room()),
+                other => break other?.0,
+            }
+        };
+        let durable = self.durable(last);
+        match self.inner.writer.try_lock() {
+            Ok(mut writer) => {
+                writer.serve();
+            }
+            Err(_) => {
+                self.inner.shared.lock().flush = true;
+                self.inner.shared.call_writer();
+            }
+        }
+        block_on(durable)
+    }
+
+    /// Queues records; says whether the writer has to be called for them.
+    fn enqueue(&self, records: &[NewRecord<'_>]) -> Result<(Sequence, bool), WalError> {
         let shared = &*self.inner.shared;
         let options = &shared.options;
         let mut bytes = 0;
@@ -367,12 +479,14 @@ impl WriteAheadLog {
         let mut state = shared.lock();
         state.admit(shared, records, bytes)?;
         if records.is_empty() {
-            return Ok(state.last);
+            return Ok((state.last, false));
         }
+        let in_one_commit = options.sync.is_always();
         let before = state.group.pending_bytes();
         for record in records {
             let sequence = state.last.next();
-            state.group.push(record.kind, sequence, record.timestamp_ns, record.payload);
+            let NewRecord { kind, timestamp_ns, payload } = *record;
+            state.group.push(kind, sequence, in_one_commit, timestamp_ns, payload);
             state.last = sequence;
             state.counters.appended += 1;
             state.counters.appended_bytes += record.payload.len() as u64;
@@ -383,11 +497,8 @@ impl WriteAheadLog {
             state.waiting_since = Some(Instant::now());
         }
         let after = state.group.pending_bytes();
-        drop(state);
-        if first_to_wait || (before < options.commit_bytes && after >= options.commit_bytes) {
-            shared.call_writer();
-        }
-        Ok(last)
+        let full = before < options.commit_bytes && after >= options.commit_bytes;
+        Ok((last, first_to_wait || full))
     }
 
     /// Resolves when a sequence is durable. May be dropped and asked again.
@@ -406,7 +517,8 @@ impl WriteAheadLog {
             Ok(Wait::new(Arc::clone(shared), Wants::Durable(sequence), state.generation))
         };
         let epoch = state.epoch_at(sequence).unwrap_or(state.epoch);
-        Durable::new(wait, Receipt { sequence, epoch })
+        let promise = shared.options.sync.promise();
+        Durable::new(wait, Receipt { sequence, epoch, promise })
     }
 
     /// [`WriteAheadLog::durable`] for a thread.
@@ -483,8 +595,10 @@ impl WriteAheadLog {
             if call {
                 state.waiting_since = Some(Instant::now());
             }
-            // A full disk is tried again at once: this may be what makes room.
-            let call = call || state.full.is_some();
+            // A disk that refuses is tried again at once: this may be what makes room.
+            let refused = state.refusing.is_some();
+            state.retry |= refused;
+            let call = call || refused;
             drop(state);
             if call {
                 self.inner.shared.call_writer();
@@ -551,15 +665,21 @@ impl WriteAheadLog {
             watermark: state.watermark,
             watermark_durable: state.watermark_durable,
             segments: state.segments.len(),
-            used_bytes: state.used_bytes(),
+            used_bytes: state.needed_bytes(),
+            prepared_bytes: state.used_bytes() - state.needed_bytes(),
             queued_bytes: state.group.pending_bytes(),
             appended: counters.appended,
             appended_bytes: counters.appended_bytes,
-            syncs: counters.syncs,
+            sync_micros: counters.sync_micros,
+            commit_records: counters.commit_records,
+            rotations: counters.rotations,
+            prepared: counters.prepared,
+            recycled: counters.recycled,
+            deleted: counters.deleted,
             rewrites: counters.rewrites,
             busy: counters.busy,
             refused: counters.refused,
-            disk_full: state.full.is_some(),
+            refusing: state.refusing.clone(),
         }
     }
 
@@ -640,13 +760,15 @@ impl std::fmt::Debug for WriteAheadLog {
 
 impl Inner {
     fn close(&self) -> Result<(), WalError> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((thread, lock)) = held.take() {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Threads { writer, keeper }) = threads.take() {
             self.shared.lock().closing = true;
             self.shared.call_writer();
-            // If it panicked, it has said so in the state.
-            let _ = thread.join();
-            drop(lock);
+            // If one panicked, it has said so in the state.
+            let _ = writer.join();
+            self.desk.close();
+            let _ = keeper.join();
+            drop(writer::lock(&self.writer).lock.take());
         }
         match &self.shared.lock().shut {
             None | Some(WalError::Closed) => Ok(()),
@@ -678,8 +800,8 @@ impl State {
             return Err(WalError::Closed);
         }
         let options = &shared.options;
-        let used_bytes = self.used_bytes();
-        let refused = if let Some(why) = &self.full {
+        let used_bytes = self.needed_bytes();
+        let refused = if let Some(why) = &self.refusing {
             Some(why.clone())
         } else if used_bytes + bytes > options.disk_budget_bytes {
             Some(WalError::BudgetSpent {

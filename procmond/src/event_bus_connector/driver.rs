@@ -68,7 +68,7 @@ pub(super) struct Drain {
 enum LogWait {
     /// The log tells.
     Durable,
-    /// The disk is full: the log writes on by itself when there is room.
+    /// The disk is full or may not be written: the log goes on by itself when it can.
     RetryAt(Instant),
     /// No record will become durable any more; what is durable is still delivered.
     Never,
@@ -78,7 +78,7 @@ impl LogWait {
     fn after(result: Result<Receipt, WalError>) -> Self {
         match result {
             Ok(_) => Self::Durable,
-            Err(WalError::DiskFull { .. }) => Self::RetryAt(Instant::now() + LOG_RETRY),
+            Err(error) if error.is_passing() => Self::RetryAt(Instant::now() + LOG_RETRY),
             Err(error) => {
                 // Producers are told the same by the log itself.
                 debug!(%error, "the log takes no more records");

@@ -144,7 +144,10 @@ impl Refused {
 fn is_refusal(error: &WalError) -> bool {
     matches!(
         error,
-        WalError::BudgetSpent { .. } | WalError::DiskFull { .. } | WalError::TooLarge { .. }
+        WalError::BudgetSpent { .. }
+            | WalError::DiskFull { .. }
+            | WalError::Unwritable { .. }
+            | WalError::TooLarge { .. }
     )
 }
 

@@ -363,7 +363,7 @@ async fn w8_a_full_disk_costs_events_and_not_the_monitor() {
     assert!(matches!(error, MonitorError::Log(WalError::DiskFull { .. })), "{error}");
 
     storage.heal();
-    until(async || log.last_durable() == log.last() && !log.stats().disk_full).await;
+    until(async || log.last_durable() == log.last() && log.stats().refusing.is_none()).await;
     monitor.observed(crowd(u64::from(count) + 2, count + 2)).await.unwrap();
     monitor.finish().await.unwrap();
     let events = records(&log, Sequence(1));

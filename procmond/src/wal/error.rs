@@ -81,6 +81,18 @@ pub enum WalError {
         /// What the system said.
         source: Arc<io::Error>,
     },
+    /// The system refuses to write, for a reason that may pass: a directory that is not there, a
+    /// file system that is read-only, a limit. What was accepted before stays queued and is
+    /// written when it can be (do not append it again); new records are refused until then.
+    #[error(
+        "cannot write {path:?} at the moment ({source}); the log keeps what it has taken and tries again by itself; check the directory, its file system and this process's limits"
+    )]
+    Unwritable {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
     /// Writing failed twice, the second time into a fresh file. What had a receipt is safe, the
     /// rest may not be. The log stays shut until it is opened again.
     #[error(
@@ -137,6 +149,42 @@ impl WalError {
             return Self::DiskFull { path: path.to_owned(), source: Arc::new(source) };
         }
         Self::Io { action, path: path.to_owned(), source: Arc::new(source) }
+    }
+
+    /// Whether the log gets over it by itself: refused for want of room, or because the system
+    /// does not let it write at the moment.
+    #[must_use]
+    pub const fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Busy | Self::BudgetSpent { .. } | Self::DiskFull { .. } | Self::Unwritable { .. }
+        )
+    }
+}
+
+/// Whether the system refuses without having spoilt anything, for a reason that may pass.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        FileTooLarge, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem,
+    };
+    is_full(error)
+        || matches!(
+            error.kind(),
+            FileTooLarge | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem
+        )
+        || has_no_descriptor(error)
+}
+
+/// Too many open files, in this process or in the system.
+fn has_no_descriptor(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    return error.raw_os_error().map(rustix::io::Errno::from_raw_os_error).is_some_and(|errno| {
+        errno == rustix::io::Errno::MFILE || errno == rustix::io::Errno::NFILE
+    });
+    #[cfg(not(unix))]
+    {
+        let _ = error;
+        false
     }
 }
 

@@ -1,10 +1,15 @@
-//! The records of one group commit, encoded as they will stand in the file.
+//! The records of one or more commits, encoded as they will stand in the file.
 
 use daemoneye_lib::stream::Sequence;
 
 use super::format::{FRAME_BYTES, encode_frame, salt_frame};
 
-/// Encoded frames with contiguous sequences, and how many of them are durable already.
+/// Memory kept for the next group, whatever the last ones took.
+const KEEP_BYTES: usize = 1 << 20;
+/// After so many groups that needed much less, what a burst has taken is given back.
+const SMALL_GROUPS_MAX: u32 = 64;
+
+/// Encoded frames with contiguous sequences, and how far they are written and synced.
 #[derive(Default)]
 pub(crate) struct Group {
     bytes: Vec<u8>,
@@ -12,11 +17,16 @@ pub(crate) struct Group {
     ends: Vec<usize>,
     /// The sequence of the first frame.
     first: Sequence,
-    /// Frames made durable.
+    /// The salt the frames are written with.
+    salt: u32,
+    /// Frames written to the active segment.
+    written: usize,
+    /// Frames that need not be written again: synced, if that is what is promised.
     done: usize,
+    small: u32,
 }
 
-/// Some of a group's frames, by index, and their bytes.
+/// Some of a group's frames, by index.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Span {
     from: usize,
@@ -29,40 +39,84 @@ impl Group {
         FRAME_BYTES + payload
     }
 
-    pub(crate) fn push(&mut self, kind: u8, sequence: Sequence, timestamp_ns: i64, payload: &[u8]) {
+    /// Adds a record. With `in_one_commit` the group is made durable as a whole, and its frames say
+    /// where in it they stand.
+    pub(crate) fn push(
+        &mut self,
+        kind: u8,
+        sequence: Sequence,
+        in_one_commit: bool,
+        timestamp_ns: i64,
+        payload: &[u8],
+    ) {
         if self.ends.is_empty() {
             self.first = sequence;
         }
         debug_assert_eq!(sequence.0, self.first.0 + self.ends.len() as u64);
-        let in_commit = self.ends.len();
+        let in_commit = if in_one_commit { self.ends.len() } else { 0 };
+        let start = self.bytes.len();
         encode_frame(&mut self.bytes, kind, sequence, in_commit, timestamp_ns, payload);
+        salt_frame(&mut self.bytes[start..], self.salt);
         self.ends.push(self.bytes.len());
     }
 
-    /// Bytes not yet durable.
-    pub(crate) fn pending_bytes(&self) -> usize {
-        self.bytes.len() - self.start_of(self.done)
+    /// Takes another group's frames behind its own, and leaves it empty.
+    pub(crate) fn take(&mut self, other: &mut Self) {
+        if self.is_done() {
+            let salt = self.salt;
+            self.clear();
+            std::mem::swap(self, other);
+            // What is encoded next is most likely written to the same segment.
+            other.salt = salt;
+            return;
+        }
+        if self.salt != other.salt {
+            other.resalt(self.salt);
+        }
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&other.bytes);
+        self.ends.extend(other.ends.iter().map(|end| start + end));
+        other.clear();
     }
 
-    /// Records not yet durable.
+    /// Bytes not yet written.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.bytes.len() - self.start_of(self.written)
+    }
+
+    /// Records not yet written.
     pub(crate) fn pending_records(&self) -> usize {
-        self.ends.len() - self.done
+        self.ends.len() - self.written
+    }
+
+    /// Bytes written and not yet done.
+    pub(crate) fn unsynced_bytes(&self) -> usize {
+        self.start_of(self.written) - self.start_of(self.done)
+    }
+
+    pub(crate) fn is_written(&self) -> bool {
+        self.written == self.ends.len()
     }
 
     pub(crate) fn is_done(&self) -> bool {
         self.done == self.ends.len()
     }
 
+    /// The first record to be written, if there is one.
+    pub(crate) fn next_pending(&self) -> Option<Sequence> {
+        (!self.is_written()).then(|| Sequence(self.first.0 + self.written as u64))
+    }
+
     /// As many of the next frames as fit into `room` bytes, which may be none.
     pub(crate) fn next_span(&self, room: u64) -> Span {
-        let start = self.start_of(self.done);
-        let fits = self.ends[self.done..].partition_point(|&end| (end - start) as u64 <= room);
-        Span { from: self.done, upto: self.done + fits }
+        let start = self.start_of(self.written);
+        let fits = self.ends[self.written..].partition_point(|&end| (end - start) as u64 <= room);
+        Span { from: self.written, upto: self.written + fits }
     }
 
     /// The next frame alone, whatever its length.
     pub(crate) fn next_one(&self) -> Span {
-        Span { from: self.done, upto: self.done + 1 }
+        Span { from: self.written, upto: self.written + 1 }
     }
 
     pub(crate) fn is_empty(&self, span: Span) -> bool {
@@ -84,32 +138,59 @@ impl Group {
         Sequence(self.first.0 + span.upto as u64 - 1)
     }
 
-    pub(crate) fn bytes_of(&self, span: Span) -> &[u8] {
+    /// A span's frames under this salt.
+    pub(crate) fn bytes_of(&mut self, span: Span, salt: u32) -> &[u8] {
+        if self.salt != salt {
+            self.resalt(salt);
+        }
         &self.bytes[self.start_of(span.from)..self.start_of(span.upto)]
     }
 
-    /// Salts a span's frames; salting again with the same salt undoes it.
-    pub(crate) fn salt(&mut self, span: Span, salt: u32) {
-        let mut start = self.start_of(span.from);
-        for &end in &self.ends[span.from..span.upto] {
-            salt_frame(&mut self.bytes[start..end], salt);
+    /// What a span takes in the file.
+    pub(crate) fn len_of(&self, span: Span) -> u64 {
+        (self.start_of(span.upto) - self.start_of(span.from)) as u64
+    }
+
+    /// The span is written.
+    pub(crate) fn mark_written(&mut self, span: Span) {
+        self.written = span.upto;
+    }
+
+    /// What is written need not be written again.
+    pub(crate) fn mark_done(&mut self) {
+        self.done = self.written;
+    }
+
+    /// What is not done has to be written again, elsewhere.
+    pub(crate) fn rewind(&mut self) {
+        self.written = self.done;
+    }
+
+    /// Forgets everything, keeping memory for the next group.
+    pub(crate) fn clear(&mut self) {
+        let used = self.bytes.len();
+        self.small = if used < self.bytes.capacity() / 4 { self.small + 1 } else { 0 };
+        self.bytes.clear();
+        self.ends.clear();
+        if self.small > SMALL_GROUPS_MAX {
+            self.bytes.shrink_to(KEEP_BYTES);
+            self.ends.shrink_to(KEEP_BYTES / FRAME_BYTES);
+            self.small = 0;
+        }
+        self.written = 0;
+        self.done = 0;
+    }
+
+    /// Salts the frames that may be written for another segment.
+    fn resalt(&mut self, salt: u32) {
+        // Salting with the old salt undoes it.
+        let change = self.salt ^ salt;
+        let mut start = self.start_of(self.done);
+        for &end in &self.ends[self.done..] {
+            salt_frame(&mut self.bytes[start..end], change);
             start = end;
         }
-    }
-
-    /// The span is durable.
-    pub(crate) fn mark_done(&mut self, span: Span) {
-        self.done = span.upto;
-    }
-
-    /// Forgets everything, keeping the memory for the next group.
-    pub(crate) fn clear(&mut self) {
-        // One burst must not be held for ever.
-        const KEEP_BYTES: usize = 1 << 20;
-        self.bytes.clear();
-        self.bytes.shrink_to(KEEP_BYTES);
-        self.ends.clear();
-        self.done = 0;
+        self.salt = salt;
     }
 
     fn start_of(&self, frame: usize) -> usize {

@@ -43,16 +43,47 @@ impl DirLock {
                 return Err(WalError::io("lock", &path, source));
             }
         }
-        // Only a help for whoever finds the directory locked: a full disk is no reason to fail.
-        let written = file
-            .set_len(0)
-            .and_then(|()| file.seek(SeekFrom::Start(0)))
-            .and_then(|_| writeln!(file, "{}", std::process::id()));
-        if let Err(error) = written {
-            tracing::warn!(?path, %error, "cannot write our pid into the lock file");
-        }
+        write_pid(&mut file, &path);
         Ok(Self { file })
     }
+
+    /// Makes sure that the lock held is still the directory's: if the directory was removed and
+    /// made again, nobody is kept out by the old one.
+    pub(crate) fn renew(&mut self, dir: &Path) -> Result<(), WalError> {
+        let path = dir.join(WAL_LOCK_FILE);
+        if !is_named(&self.file, &path) {
+            *self = Self::take(dir)?;
+            tracing::warn!(?dir, "the log's lock file was gone and has been taken anew");
+        }
+        Ok(())
+    }
+}
+
+/// Only a help for whoever finds the directory locked: a full disk is no reason to fail.
+fn write_pid(file: &mut File, path: &Path) {
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.seek(SeekFrom::Start(0)))
+        .and_then(|_| writeln!(file, "{}", std::process::id()));
+    if let Err(error) = written {
+        tracing::warn!(?path, %error, "cannot write our pid into the lock file");
+    }
+}
+
+/// Whether this is the file of that name.
+#[cfg(unix)]
+fn is_named(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(held), Ok(named)) => (held.dev(), held.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+/// An open file cannot be removed here.
+#[cfg(not(unix))]
+fn is_named(_file: &File, _path: &Path) -> bool {
+    true
 }
 
 fn read_pid(file: &mut File) -> Option<u32> {

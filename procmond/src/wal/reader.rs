@@ -225,14 +225,15 @@ impl WalReader {
 const ENTRIES_MAX: usize = 16 << 10;
 
 fn place(state: &State, next: Sequence) -> Place {
-    if next > state.durable {
+    let last = state.segments.back().map_or(Sequence::NONE, |active| active.last);
+    if next > last {
         return Place::CaughtUp;
     }
     let watermark = state.watermark;
     match state.segments.iter().find(|segment| segment.last >= next) {
         Some(segment) if segment.first <= next => Place::In(segment.clone(), watermark),
         Some(segment) => Place::Gap { upto: segment.first.prev(), watermark },
-        None => Place::Gap { upto: state.durable, watermark },
+        None => Place::Gap { upto: last, watermark },
     }
 }
 

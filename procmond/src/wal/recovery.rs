@@ -113,7 +113,7 @@ pub(crate) fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, Wa
         rest: Rest::Nothing,
     };
     let (path, file) = segment::create(storage, dir, &label)?;
-    let active = Active::new(file, path, label);
+    let active = Active::new(file, path, label, 0);
 
     report.first = log.segments.front().map_or(label.first, |segment| segment.first);
     report.last = last;
@@ -189,6 +189,7 @@ impl Reading {
             first: label.first,
             last,
             bytes,
+            file_bytes: bytes,
             key: Some(SegmentKey { salt: label.salt, epoch: label.epoch }),
         });
         self.last = self.last.max(last);
@@ -220,6 +221,7 @@ impl Reading {
             first,
             last,
             bytes: found.bytes,
+            file_bytes: found.bytes,
             key: None,
         });
         self.last = last;
@@ -339,7 +341,7 @@ fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
         match name {
             FileName::Segment(number) => segments.push(ask(storage, name.path(dir), number)?),
             FileName::Next(number) => waiting.push(ask(storage, name.path(dir), number)?),
-            FileName::Unfinished(_) => {
+            FileName::Unfinished(_) | FileName::Spare(_) => {
                 unlink(storage, &name.path(dir))?;
                 changed = true;
             }

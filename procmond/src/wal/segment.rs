@@ -27,6 +27,8 @@ pub(crate) enum FileName {
     Segment(u64),
     /// `procmond-00001.wal.new`: not finished, so without meaning after a crash.
     Unfinished(u64),
+    /// `procmond-00001.wal.spare`: prepared for a segment to come, without meaning after a crash.
+    Spare(u64),
     /// `procmond-00001.wal.next`: part of a stream that takes over once one of its segments has its name.
     Next(u64),
 }
@@ -42,6 +44,7 @@ impl FileName {
         let kind = match &rest[digits.len()..] {
             ".wal" => Self::Segment(number),
             ".wal.new" => Self::Unfinished(number),
+            ".wal.spare" => Self::Spare(number),
             ".wal.next" => Self::Next(number),
             _ => return None,
         };
@@ -59,6 +62,7 @@ impl std::fmt::Display for FileName {
         match self {
             Self::Segment(number) => write!(f, "procmond-{number:05}.wal"),
             Self::Unfinished(number) => write!(f, "procmond-{number:05}.wal.new"),
+            Self::Spare(number) => write!(f, "procmond-{number:05}.wal.spare"),
             Self::Next(number) => write!(f, "procmond-{number:05}.wal.next"),
         }
     }
@@ -73,10 +77,7 @@ pub(crate) fn create(
     let unfinished = FileName::Unfinished(label.segment).path(dir);
     let path = FileName::Segment(label.segment).path(dir);
     let made = create_as(storage, &unfinished, label).and_then(|file| {
-        storage
-            .rename(&unfinished, &path)
-            .map_err(|source| WalError::io("rename a segment to", &path, source))?;
-        storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
+        name(storage, dir, &unfinished, &path)?;
         Ok(file)
     });
     match made {
@@ -89,6 +90,31 @@ pub(crate) fn create(
     }
 }
 
+/// Makes a prepared file a segment under its final name, durably.
+pub(crate) fn adopt(
+    storage: &dyn Storage,
+    dir: &Path,
+    label: &Label,
+    file: &dyn StorageFile,
+    prepared: &Path,
+) -> Result<PathBuf, WalError> {
+    let path = FileName::Segment(label.segment).path(dir);
+    let made = begin(file, prepared, label).and_then(|()| name(storage, dir, prepared, &path));
+    if made.is_err() {
+        // Best effort: opening removes what stays.
+        let _ = storage.unlink(prepared);
+    }
+    made.map(|()| path)
+}
+
+/// Gives a segment its final name, durably.
+fn name(storage: &dyn Storage, dir: &Path, from: &Path, path: &Path) -> Result<(), WalError> {
+    storage
+        .rename(from, path)
+        .map_err(|source| WalError::io("rename a segment to", path, source))?;
+    storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))
+}
+
 /// Creates a segment under a temporary name; its bytes are durable, its name is not.
 pub(crate) fn create_as(
     storage: &dyn Storage,
@@ -97,13 +123,18 @@ pub(crate) fn create_as(
 ) -> Result<Box<dyn StorageFile>, WalError> {
     let file =
         storage.create(path).map_err(|source| WalError::io("create the segment", path, source))?;
+    begin(&*file, path, label)?;
+    Ok(file)
+}
+
+/// Writes what every segment begins with, durably.
+fn begin(file: &dyn StorageFile, path: &Path, label: &Label) -> Result<(), WalError> {
     let mut bytes = label.to_header().to_vec();
     bytes.extend_from_slice(&label.to_control(label.first.prev(), 0, wall_clock_ns()));
     debug_assert_eq!(bytes.len() as u64, EMPTY_BYTES);
     file.write_all_at(&bytes, 0)
         .and_then(|()| file.sync_data())
-        .map_err(|source| WalError::io("write the header of", path, source))?;
-    Ok(file)
+        .map_err(|source| WalError::io("write the header of", path, source))
 }
 
 /// What a segment's header says, or failing that its first whole control record; `None` if
@@ -338,6 +369,7 @@ mod tests {
         assert_eq!(FileName::parse("procmond-123456.wal"), Some(FileName::Segment(123_456)));
         assert_eq!(FileName::parse("procmond-00002.wal.new"), Some(FileName::Unfinished(2)));
         assert_eq!(FileName::parse("procmond-00003.wal.next"), Some(FileName::Next(3)));
+        assert_eq!(FileName::parse("procmond-00004.wal.spare"), Some(FileName::Spare(4)));
         for foreign in [
             "procmond-00000.wal",
             "procmond-1.wal",

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
 use super::group::Group;
+use super::histogram::Histogram;
 use super::{WalError, WalOptions};
 
 /// A segment as the catalogue knows it.
@@ -20,8 +21,10 @@ pub(crate) struct Segment {
     /// The sequences it is there for. `last` precedes `first` while it has none.
     pub(crate) first: Sequence,
     pub(crate) last: Sequence,
-    /// Bytes up to which it may be read: all durable.
+    /// Bytes up to which it may be read: everything before has a receipt.
     pub(crate) bytes: u64,
+    /// Bytes of its file, where that is longer.
+    pub(crate) file_bytes: u64,
     /// The key to its frames and who wrote them; `None` if nothing in it names them any more.
     pub(crate) key: Option<SegmentKey>,
 }
@@ -37,7 +40,12 @@ pub(crate) struct SegmentKey {
 pub(crate) struct Counters {
     pub(crate) appended: u64,
     pub(crate) appended_bytes: u64,
-    pub(crate) syncs: u64,
+    pub(crate) sync_micros: Histogram,
+    pub(crate) commit_records: Histogram,
+    pub(crate) rotations: u64,
+    pub(crate) prepared: u64,
+    pub(crate) recycled: u64,
+    pub(crate) deleted: u64,
     pub(crate) rewrites: u64,
     pub(crate) busy: u64,
     /// Records refused for want of disk, by kind.
@@ -77,14 +85,25 @@ pub(crate) struct State {
     pub(crate) waiting_since: Option<Instant>,
     pub(crate) flush: bool,
     pub(crate) closing: bool,
+    /// When there is something to write without being called.
+    pub(crate) due: Option<Instant>,
+    /// Until when the writer thread sleeps if it is not called; `None` for ever.
+    pub(crate) wakes_at: Option<Instant>,
     pub(crate) new_stream: NewStream,
     /// The log is shut for good: closed or poisoned.
     pub(crate) shut: Option<WalError>,
-    /// The disk is full: nothing is taken until the queue has been written.
-    pub(crate) full: Option<WalError>,
+    /// The system refuses to write: nothing is taken until the queue has been written.
+    pub(crate) refusing: Option<WalError>,
+    /// Something has changed that may let the system take more.
+    pub(crate) retry: bool,
+    /// The active one last.
     pub(crate) segments: VecDeque<Segment>,
-    /// The sum of their bytes: [`State::recount`] after every change to them.
-    pub(crate) segments_bytes: u64,
+    /// What all but the active one take of the disk: [`State::recount`] after every change to them.
+    pub(crate) left_bytes: u64,
+    /// What segments take that are no longer read and not yet gone.
+    pub(crate) retired_bytes: u64,
+    /// What is prepared for the next segments.
+    pub(crate) spare_bytes: u64,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) next_waiter: u64,
     pub(crate) counters: Counters,
@@ -142,7 +161,7 @@ impl State {
         if met {
             return Some(Ok(()));
         }
-        self.shut.clone().or_else(|| self.full.clone()).map(Err)
+        self.shut.clone().or_else(|| self.refusing.clone()).map(Err)
     }
 
     pub(crate) fn has_room(&self, queue_bytes: usize) -> bool {
@@ -159,13 +178,27 @@ impl State {
         self.waiters = waiters;
     }
 
-    /// Bytes on disk or on their way there.
+    /// Bytes of records, on disk or on their way there.
+    pub(crate) fn needed_bytes(&self) -> u64 {
+        self.left_bytes + self.retired_bytes + self.active_bytes()
+    }
+
+    /// Bytes on disk or on their way there, with what is prepared ahead of the records.
     pub(crate) fn used_bytes(&self) -> u64 {
-        self.segments_bytes + self.writing_bytes + self.group.pending_bytes() as u64
+        let prepared = self.segments.back().map_or(0, |active| active.file_bytes);
+        let ahead = (prepared + self.spare_bytes).max(self.active_bytes());
+        self.left_bytes + self.retired_bytes + ahead
+    }
+
+    fn active_bytes(&self) -> u64 {
+        let written = self.segments.back().map_or(0, |active| active.bytes);
+        written + self.writing_bytes + self.group.pending_bytes() as u64
     }
 
     pub(crate) fn recount(&mut self) {
-        self.segments_bytes = self.segments.iter().map(|segment| segment.bytes).sum();
+        let left = self.segments.len().saturating_sub(1);
+        self.left_bytes =
+            self.segments.iter().take(left).map(|left| left.bytes.max(left.file_bytes)).sum();
     }
 
     pub(crate) fn epoch_at(&self, sequence: Sequence) -> Option<Epoch> {

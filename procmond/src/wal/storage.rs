@@ -24,6 +24,9 @@ pub(crate) trait Storage: Send + Sync + 'static {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Makes creations, renames and removals in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Whether files there are overwritten in place, so that it pays to write them ahead. Not so
+    /// where every write gets new blocks, and where there are none.
+    fn overwrites_in_place(&self, dir: &Path) -> bool;
 }
 
 /// An open file. Positions are absolute: readers and the writer share no cursor.
@@ -38,6 +41,8 @@ pub(crate) trait StorageFile: Send + Sync {
     fn set_len(&self, bytes: u64) -> io::Result<()>;
     /// The file's length, which is not necessarily where its records end.
     fn len(&self) -> io::Result<u64>;
+    /// Whether its name is still there: what is written to a file without one is lost with it.
+    fn has_name(&self) -> io::Result<bool>;
     /// Reserves room up to this length, so that a full disk is noticed before anything relies on
     /// it. The reserved part reads as zeros.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
@@ -134,6 +139,22 @@ impl Storage for OsStorage {
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
         Ok(())
     }
+
+    #[cfg(target_os = "linux")]
+    fn overwrites_in_place(&self, dir: &Path) -> bool {
+        // From the kernel's magic.h, and bcachefs_format.h and ZFS's zfs_vfsops.h: btrfs, ZFS,
+        // bcachefs, F2FS and NILFS write to new blocks; tmpfs and ramfs have none.
+        const NEW_BLOCKS: [u32; 7] =
+            [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e, 0xf2f5_2010, 0x3434, 0x0102_1994, 0x8584_58f6];
+        // What cannot be told is not worth writing everything twice.
+        rustix::fs::statfs(dir).is_ok_and(|stat| !NEW_BLOCKS.contains(&(stat.f_type as u32)))
+    }
+
+    /// APFS is copy-on-write, and elsewhere nothing was measured.
+    #[cfg(not(target_os = "linux"))]
+    fn overwrites_in_place(&self, _dir: &Path) -> bool {
+        false
+    }
 }
 
 impl StorageFile for File {
@@ -161,6 +182,17 @@ impl StorageFile for File {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    #[cfg(unix)]
+    fn has_name(&self) -> io::Result<bool> {
+        Ok(std::os::unix::fs::MetadataExt::nlink(&self.metadata()?) > 0)
+    }
+
+    /// An open file cannot be removed here, or only with a request that we do not make.
+    #[cfg(not(unix))]
+    fn has_name(&self) -> io::Result<bool> {
+        Ok(true)
     }
 
     #[cfg(target_os = "linux")]

@@ -1,25 +1,32 @@
-//! The writer thread: it alone owns the active segment, writes, syncs, rotates and deletes.
+//! Writing: one writer at a time owns the active segment, writes, syncs and rotates.
+//!
+//! Usually that is the writer thread, which gathers what many tasks append. A thread that appends
+//! and waits may do the writing itself if nobody else is at it: waking the writer and being woken
+//! by it costs as much as a tenth of a sync.
 //!
 //! A failed write or sync leaves a file whose pages cannot be trusted: what had no receipt is
-//! written again, once, into a fresh segment. If that fails too the log is shut and everybody is
-//! told. A full disk is different: what is queued stays queued, new records are refused, and the
-//! writer tries again until there is room.
+//! written again, once, into a fresh segment. If syncing fails there too the log is shut and
+//! everybody is told. Where the system only refuses (a full disk, a read-only file system) nothing
+//! is spoilt: what is queued stays queued, new records are refused, and the writer tries again
+//! until it may write.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId, wall_clock_ns};
 
-use super::WalError;
-use super::error::is_full;
-use super::format::{CONTROL_BYTES, Label};
+use super::error::{is_full, is_refusal};
+use super::format::{CONTROL_BYTES, Label, Rest};
 use super::group::{Group, Span};
+use super::keeper::{Desk, Spare};
+use super::lock::DirLock;
 use super::segment::{self, EMPTY_BYTES};
-use super::state::{NewStream, Segment, SegmentKey, Shared};
+use super::state::{NewStream, Segment, SegmentKey, Shared, State};
 use super::storage::{Storage, StorageFile};
+use super::{Rotation, SyncMode, WalError};
 
 mod restream;
 
@@ -28,174 +35,306 @@ mod restream;
 const CONTROL_EVERY_BYTES: u64 = 64 << 10;
 /// The first repetition stands on another page than the header.
 const FIRST_CONTROL_AFTER_BYTES: u64 = 4 << 10;
-/// How often a full disk is tried again, if no acknowledgement comes before.
-const FULL_RETRY: Duration = Duration::from_millis(250);
+/// How often a disk that refuses is tried again, if no acknowledgement comes before.
+const REFUSED_RETRY: Duration = Duration::from_millis(250);
 /// How long a group waits for the producers that the last one woke, when there is no commit delay.
 const LINGER: Duration = Duration::from_micros(30);
+/// When nothing has been written for so long, a control record says that all before it was
+/// durable: damage to the last commit is then told from a torn one.
+const SEAL_DELAY: Duration = Duration::from_millis(50);
+/// A prepared segment is asked for when this part of the active one is written.
+const PREPARE_AT: u64 = 4;
 
 /// The segment being written.
 pub(super) struct Active {
     pub(super) file: Box<dyn StorageFile>,
     pub(super) path: PathBuf,
     pub(super) label: Label,
-    /// Where the durable frames end: the next write goes here.
+    /// Where its frames end: the next write goes here.
     pub(super) offset: u64,
+    /// The length of its file, where it was prepared.
+    pub(super) prepared_bytes: u64,
     /// A control record is due when the offset gets here.
     pub(super) control_at: u64,
-    /// The last frame is a control record that says what is true now.
+    /// The last record in it; the one before its first if there is none.
+    pub(super) last: Sequence,
+    /// The last frame is a control record that says what is true now, and proves that the records
+    /// before it were durable when it was written.
     pub(super) sealed: bool,
+    /// The watermark in its last control record, or header.
+    pub(super) watermark: Sequence,
+    pub(super) began: Rotation,
 }
 
 impl Active {
-    /// A segment that has just been created.
-    pub(super) fn new(file: Box<dyn StorageFile>, path: PathBuf, label: Label) -> Self {
-        let control_at = FIRST_CONTROL_AFTER_BYTES;
-        Self { file, path, label, offset: EMPTY_BYTES, control_at, sealed: true }
+    /// A segment that has just been begun.
+    pub(super) fn new(
+        file: Box<dyn StorageFile>,
+        path: PathBuf,
+        label: Label,
+        prepared_bytes: u64,
+    ) -> Self {
+        Self {
+            file,
+            path,
+            label,
+            offset: EMPTY_BYTES,
+            prepared_bytes,
+            control_at: FIRST_CONTROL_AFTER_BYTES,
+            last: label.first.prev(),
+            sealed: true,
+            watermark: label.watermark,
+            began: Rotation::now(),
+        }
     }
 
-    /// The catalogue's entry for it, while it is empty.
+    /// The catalogue's entry for it.
     pub(super) fn entry(&self) -> Segment {
         Segment {
             number: self.label.segment,
             path: self.path.clone(),
             first: self.label.first,
-            last: self.label.first.prev(),
+            last: self.last,
             bytes: self.offset,
+            file_bytes: self.prepared_bytes,
             key: Some(SegmentKey { salt: self.label.salt, epoch: self.label.epoch }),
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.offset <= EMPTY_BYTES
     }
 }
 
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) storage: Arc<dyn Storage>,
+    pub(super) desk: Arc<Desk>,
+    /// Nobody else writes the directory while it is held; gone when the log is closed.
+    pub(super) lock: Option<DirLock>,
     pub(super) active: Active,
-    /// The last durable sequence.
+    /// The last sequence written, and synced if that is what a receipt promises.
     pub(super) durable: Sequence,
-    /// The group being written; empty between commits.
+    /// The watermark that is synced.
+    pub(super) watermark_synced: Sequence,
+    /// What is being written, and what is written and not yet synced.
     pub(super) group: Group,
+    /// Since when something is written and not synced.
+    pub(super) unsynced_since: Option<Instant>,
     /// Records in the last group, while more than one: the cohort to linger for.
     pub(super) cohort: usize,
     /// The active segment has failed: nothing is written to it again.
     pub(super) abandoned: bool,
+    /// The system refuses to write.
+    pub(super) refused: bool,
+    /// How long the last sync took, until it is counted.
+    pub(super) sync_took: Option<Duration>,
+    /// Memory for the wakers of a commit.
+    pub(super) ready: Vec<Waker>,
 }
 
-/// What the writer was called for, beside the group it took.
+/// What the writer was called for, beside the records.
 struct Task {
     watermark: Sequence,
     watermark_epoch: Option<Epoch>,
     new_stream: bool,
     close: bool,
+    /// A sync is asked for, whatever the log's mode.
+    flush: bool,
 }
 
 /// Why a commit did not come about.
 struct Failure {
     path: PathBuf,
     source: std::io::Error,
-    /// Only a lack of room: the file may be written on.
-    only_full: bool,
+    kind: FailureKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FailureKind {
+    /// Nothing is spoilt: the file may be written on when the system lets us.
+    Refused,
+    /// Nothing is spoilt, but this file cannot be written on; a fresh one may.
+    Left,
+    /// The file's pages cannot be trusted.
+    Spoilt,
+}
+
+/// The writer thread: writes whenever something is due, until the log is closed or has failed for
+/// good.
+pub(super) fn run(shared: &Shared, writer: &Mutex<Writer>) {
+    loop {
+        wait_until_due(shared);
+        let mut writer = lock(writer);
+        writer.linger();
+        if !writer.serve() {
+            return;
+        }
+    }
+}
+
+/// A panic while it was held has shut the log.
+pub(super) fn lock(writer: &Mutex<Writer>) -> MutexGuard<'_, Writer> {
+    writer.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for a call, the commit delay, or what else is due.
+fn wait_until_due(shared: &Shared) {
+    let options = &shared.options;
+    let mut state = shared.lock();
+    loop {
+        let refusing = state.refusing.is_some() && !state.closing;
+        let called = state.closing
+            || state.flush
+            || state.shut.is_some()
+            || matches!(state.new_stream, NewStream::Asked(_))
+            || state.group.pending_bytes() >= options.commit_bytes;
+        if called && !refusing {
+            return;
+        }
+        // While the system refuses, only another attempt is due.
+        let waiting = state.waiting_since.filter(|_| !refusing).map(|s| s + options.commit_delay);
+        let next = match (waiting, state.due) {
+            (Some(waiting), Some(due)) => Some(waiting.min(due)),
+            (one, other) => one.or(other),
+        };
+        let timeout = next.map(|next| next.saturating_duration_since(Instant::now()));
+        if timeout.is_some_and(|left| left.is_zero()) {
+            return;
+        }
+        state.wakes_at = next;
+        state = shared.wait(state, timeout);
+        if refusing && state.retry {
+            return;
+        }
+    }
 }
 
 impl Writer {
-    /// Writes until the log is closed or has failed for good.
-    pub(super) fn run(mut self) {
-        let _told = ShutOnPanic(Arc::clone(&self.shared));
+    /// Without a commit delay, gives those whom the last group woke a moment to come back, so that
+    /// they share the next one.
+    fn linger(&self) {
+        if !self.shared.options.commit_delay.is_zero() || self.cohort <= 1 {
+            return;
+        }
+        let since = Instant::now();
         loop {
-            let task = self.wait_for_work();
-            let mut result = self.commit(&task);
-            if result.is_ok() && task.new_stream {
-                result = self.begin_stream();
-            }
-            match result {
-                Ok(()) if task.close => return shut(&self.shared, WalError::Closed),
-                Ok(()) => {}
-                Err(error @ WalError::DiskFull { .. }) if !task.close => self.disk_full(error),
-                Err(error) => {
-                    tracing::error!(%error, "the log is shut");
-                    return shut(&self.shared, error);
+            {
+                let state = self.shared.lock();
+                if state.flush || state.closing || state.group.pending_records() >= self.cohort {
+                    return;
                 }
             }
+            if since.elapsed() >= LINGER {
+                return;
+            }
+            thread::yield_now();
         }
     }
 
-    /// Waits until a commit is due and takes what it is for.
-    fn wait_for_work(&mut self) -> Task {
-        let options = &self.shared.options;
+    /// Writes what there is to write; false if the log is shut. What will be due by itself is left
+    /// to the writer thread.
+    pub(super) fn serve(&mut self) -> bool {
+        let _told = ShutOnPanic(Arc::clone(&self.shared));
+        let Some(task) = self.take_task() else { return false };
+        let mut result = self.commit(&task);
+        if result.is_ok() && task.new_stream {
+            result = self.begin_stream();
+        }
+        let due = match result {
+            Ok(()) if task.close => {
+                self.leave();
+                shut(&self.shared, WalError::Closed);
+                return false;
+            }
+            Ok(()) => self.next_due(),
+            Err(error) if error.is_passing() && !task.close => {
+                self.refuse(error);
+                Some(Instant::now() + REFUSED_RETRY)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the log is shut");
+                shut(&self.shared, error);
+                return false;
+            }
+        };
         let mut state = self.shared.lock();
-        if state.full.is_some() && !state.closing {
-            state = self.shared.wait(state, Some(FULL_RETRY));
-        } else {
-            loop {
-                let now = Instant::now();
-                if state.closing
-                    || state.flush
-                    || matches!(state.new_stream, NewStream::Asked(_))
-                    || state.group.pending_bytes() >= options.commit_bytes
-                {
-                    break;
-                }
-                let timeout = match state.waiting_since {
-                    None => None,
-                    Some(since) => match (since + options.commit_delay).checked_duration_since(now)
-                    {
-                        Some(left) if !left.is_zero() => Some(left),
-                        _ => break,
-                    },
-                };
-                state = self.shared.wait(state, timeout);
-            }
-            if options.commit_delay.is_zero() && self.cohort > 1 && !state.flush && !state.closing {
-                let since = Instant::now();
-                while state.group.pending_records() < self.cohort && since.elapsed() < LINGER {
-                    drop(state);
-                    thread::yield_now();
-                    state = self.shared.lock();
-                }
-            }
+        state.due = due;
+        let oversleeps = match (due, state.wakes_at) {
+            (Some(due), Some(wakes_at)) => wakes_at > due,
+            (due, None) => due.is_some(),
+            (None, Some(_)) => false,
+        };
+        drop(state);
+        if oversleeps {
+            self.shared.call_writer();
         }
-        if self.group.is_done() {
-            self.group.clear();
-            std::mem::swap(&mut self.group, &mut state.group);
-            self.cohort = self.group.pending_records();
+        true
+    }
+
+    /// Takes the queue; `None` if the log is shut.
+    fn take_task(&mut self) -> Option<Task> {
+        let queue_bytes = self.shared.options.queue_bytes;
+        let mut state = self.shared.lock();
+        if state.shut.is_some() {
+            return None;
         }
-        state.writing_bytes = self.group.pending_bytes() as u64;
         // Behind a group that is tried again the queue stays, and goes on waiting.
-        if state.group.pending_records() == 0 {
+        if self.group.is_written() {
+            self.cohort = state.group.pending_records();
+            self.group.take(&mut state.group);
             state.waiting_since = None;
         }
-        state.flush = false;
+        state.writing_bytes = self.group.pending_bytes() as u64;
         let watermark = state.watermark;
         let task = Task {
             watermark,
             watermark_epoch: state.epoch_at(watermark).or(self.active.label.watermark_epoch),
             new_stream: matches!(state.new_stream, NewStream::Asked(_)),
             close: state.closing,
+            flush: std::mem::take(&mut state.flush),
         };
         // Taking the queue has made room in it.
-        let mut ready = Vec::new();
-        state.take_ready(options.queue_bytes, &mut ready);
+        state.take_ready(queue_bytes, &mut self.ready);
         drop(state);
-        ready.into_iter().for_each(Waker::wake);
-        task
+        self.ready.drain(..).for_each(Waker::wake);
+        Some(task)
     }
 
-    /// Makes the group and the watermark durable; on a first failure in a fresh segment.
+    /// When there is something to do without being called.
+    fn next_due(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let sync = match (self.unsynced_since, self.shared.options.sync) {
+            (Some(since), SyncMode::Interval { every, .. }) => Some(since + every),
+            _ => None,
+        };
+        let seal = (!self.active.sealed).then(|| now + SEAL_DELAY);
+        let rotation = (!self.active.is_empty())
+            .then(|| self.active.began.left(self.shared.options.rotate))
+            .flatten()
+            .map(|left| now + left);
+        [sync, seal, rotation].into_iter().flatten().min()
+    }
+
+    /// Makes the group and the watermark durable, as far as the log promises; on a first failure in
+    /// a fresh segment.
     fn commit(&mut self, task: &Task) -> Result<(), WalError> {
         let label = &mut self.active.label;
-        let control = task.close && !self.active.sealed || task.watermark > label.watermark;
+        let idle = self.group.is_written();
+        let control = idle && !self.active.sealed || task.watermark > label.watermark;
         let before = *label;
         label.watermark = task.watermark;
         label.watermark_epoch = task.watermark_epoch;
-        let result = self.write_group(control).or_else(|failure| {
-            if failure.only_full {
+        let result = self.write(control, task).or_else(|failure| {
+            if failure.kind == FailureKind::Refused {
                 return Err(failure.said());
             }
             tracing::warn!(
                 path = ?failure.path, error = %failure.source,
                 "writing the log failed; what had no receipt goes into a fresh segment"
             );
-            self.abandoned = true;
-            self.write_group(control).map_err(Failure::said)
+            self.abandon();
+            self.write(control, task).map_err(Failure::said)
         });
         if result.is_err() {
             // Not said durably yet: to be said again.
@@ -203,36 +342,54 @@ impl Writer {
             self.active.label.watermark_epoch = before.watermark_epoch;
         }
         result?;
-        self.shared.lock().full = None;
-        self.delete_acknowledged();
+        if std::mem::take(&mut self.refused) {
+            self.shared.lock().refusing = None;
+        }
+        self.retire_acknowledged()?;
         self.make_room_by_rotating()
     }
 
-    /// Writes and syncs what is left of the group, rotating where it does not fit, and a control
-    /// record if asked for or due.
+    fn write(&mut self, control: bool, task: &Task) -> Result<(), Failure> {
+        self.write_group(control)?;
+        if self.sync_is_due(task) {
+            self.sync()?;
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// Nothing more is written to the active segment, and what is not synced there is written
+    /// again.
+    fn abandon(&mut self) {
+        self.abandoned = true;
+        self.unsynced_since = None;
+        self.group.rewind();
+    }
+
+    /// Writes what is left of the group, rotating where it does not fit, and a control record if
+    /// asked for or due.
     fn write_group(&mut self, control: bool) -> Result<(), Failure> {
         let mut control = control;
-        if self.abandoned {
+        if self.abandoned || self.rotation_is_due() {
             self.rotate()?;
             // The new segment's header says what the control record would.
             control = false;
         }
-        while !self.group.is_done() {
+        while !self.group.is_written() {
             let room = self.shared.options.segment_bytes.saturating_sub(self.active.offset);
             let mut span = self.group.next_span(room);
             if self.group.is_empty(span) {
-                if self.active.offset > EMPTY_BYTES {
+                if !self.active.is_empty() {
                     self.rotate()?;
                     control = false;
                     continue;
                 }
                 span = self.group.next_one();
             }
-            let end = self.active.offset + self.group.bytes_of(span).len() as u64;
+            let end = self.active.offset + self.group.len_of(span);
             let last_here = !self.group.has_more_after(span);
             let due = (control && last_here) || end >= self.active.control_at;
             self.write_span(span, due)?;
-            self.group.mark_done(span);
             control &= !last_here;
             self.publish();
         }
@@ -243,121 +400,291 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes one span and makes it durable.
+    /// Writes one span, and makes it durable if a receipt promises that.
     fn write_span(&mut self, span: Span, control: bool) -> Result<(), Failure> {
         let active = &mut self.active;
         let last = self.group.last_of(span);
-        debug_assert!(last > self.durable, "a record is written once");
-        self.group.salt(span, active.label.salt);
-        let bytes = self.group.bytes_of(span);
+        let bytes = self.group.bytes_of(span, active.label.salt);
         let mut end = active.offset + bytes.len() as u64;
         let mut result = active.file.write_all_at(bytes, active.offset);
         if result.is_ok() && control {
-            let record = active.label.to_control(last, self.group.upto(span), wall_clock_ns());
+            let in_commit =
+                if self.shared.options.sync.is_always() { self.group.upto(span) } else { 0 };
+            let record = active.label.to_control(last, in_commit, wall_clock_ns());
             result = active.file.write_all_at(&record, end);
             end += CONTROL_BYTES as u64;
         }
-        let result = finish(active, result);
-        // Whatever segment they go to next, they are salted anew.
-        self.group.salt(span, self.active.label.salt);
-        result?;
-        self.active.offset = end;
-        self.active.sealed = control;
-        if control {
-            self.active.control_at = end + CONTROL_EVERY_BYTES;
+        result.map_err(|source| self.not_written(source))?;
+        self.written(end, control)?;
+        // A control record of the same commit proves nothing about it.
+        self.active.sealed = false;
+        self.group.mark_written(span);
+        if !matches!(self.shared.options.sync, SyncMode::Interval { .. }) {
+            self.group.mark_done();
         }
-        self.durable = last;
+        self.active.last = last;
+        // Records that are written again had a receipt in some modes.
+        self.durable = self.durable.max(last);
         Ok(())
     }
 
-    /// Writes a control record alone and makes it durable.
+    /// Writes a control record alone, and makes it durable if receipts promise that.
     fn write_control(&mut self) -> Result<(), Failure> {
         let active = &mut self.active;
         let record = active.label.to_control(self.durable, 0, wall_clock_ns());
         let result = active.file.write_all_at(&record, active.offset);
-        finish(active, result)?;
-        active.offset += CONTROL_BYTES as u64;
-        active.control_at = active.offset + CONTROL_EVERY_BYTES;
-        active.sealed = true;
+        result.map_err(|source| self.not_written(source))?;
+        self.written(self.active.offset + CONTROL_BYTES as u64, true)
+    }
+
+    /// Frames stand in the file up to `end`: syncs them if a receipt promises that.
+    fn written(&mut self, end: u64, control: bool) -> Result<(), Failure> {
+        if self.shared.options.sync.is_always() {
+            self.sync_file()?;
+        } else {
+            self.unsynced_since.get_or_insert_with(Instant::now);
+        }
+        let active = &mut self.active;
+        active.offset = end;
+        if control {
+            active.sealed = true;
+            active.watermark = active.label.watermark;
+            active.control_at = end + CONTROL_EVERY_BYTES;
+        }
+        if self.shared.options.sync.is_always() {
+            self.watermark_synced = active.watermark;
+        }
+        let segment_bytes = self.shared.options.segment_bytes;
+        if end - EMPTY_BYTES >= segment_bytes / PREPARE_AT {
+            self.desk.want_spare();
+        }
         Ok(())
+    }
+
+    fn sync_is_due(&self, task: &Task) -> bool {
+        let Some(since) = self.unsynced_since else { return false };
+        match self.shared.options.sync {
+            SyncMode::Always => false,
+            SyncMode::Os => task.flush || task.close,
+            SyncMode::Interval { every, bytes } => {
+                task.flush
+                    || task.close
+                    || self.group.unsynced_bytes() as u64 >= bytes
+                    || since.elapsed() >= every
+            }
+        }
+    }
+
+    /// Makes durable what is written.
+    fn sync(&mut self) -> Result<(), Failure> {
+        if self.unsynced_since.is_some() {
+            self.sync_file()?;
+            self.unsynced_since = None;
+            self.group.mark_done();
+            self.watermark_synced = self.active.watermark;
+        }
+        Ok(())
+    }
+
+    fn sync_file(&mut self) -> Result<(), Failure> {
+        let path = &self.active.path;
+        let failed = |source, kind| Failure { path: path.clone(), source, kind };
+        let since = Instant::now();
+        self.active.file.sync_data().map_err(|source| failed(source, FailureKind::Spoilt))?;
+        let took = since.elapsed();
+        // A file without a name is synced without complaint, and lost.
+        let named = self.active.file.has_name();
+        match named {
+            Ok(true) => {}
+            Ok(false) => {
+                let source = std::io::Error::new(
+                    std::io::ErrorKind::NotFound,
+                    "the segment was removed while it was written",
+                );
+                return Err(failed(source, FailureKind::Left));
+            }
+            Err(source) => return Err(failed(source, FailureKind::Spoilt)),
+        }
+        self.sync_took = Some(took);
+        Ok(())
+    }
+
+    /// What a failed write means.
+    fn not_written(&self, source: std::io::Error) -> Failure {
+        let active = &self.active;
+        let path = active.path.clone();
+        // Nothing was synced, so the pages before the offset are as they were. A prepared file
+        // keeps its length; one that grows is as it was if the part that was written can be cut
+        // off again.
+        let restored =
+            active.prepared_bytes > active.offset || active.file.set_len(active.offset).is_ok();
+        let kind = if source.kind() == std::io::ErrorKind::FileTooLarge && !active.is_empty() {
+            FailureKind::Left
+        } else if is_refusal(&source) && restored {
+            FailureKind::Refused
+        } else {
+            FailureKind::Spoilt
+        };
+        Failure { path, source, kind }
+    }
+
+    fn rotation_is_due(&self) -> bool {
+        !self.active.is_empty()
+            && self.active.began.left(self.shared.options.rotate).is_some_and(|left| left.is_zero())
     }
 
     /// Begins the next segment.
     fn rotate(&mut self) -> Result<(), Failure> {
+        if !self.abandoned {
+            // What is behind must not be less durable than what comes.
+            self.sync()?;
+        }
+        let spare = self.take_spare();
         let label = Label {
             segment: self.active.label.segment + 1,
             salt: random_salt(),
-            first: self.durable.next(),
+            first: self.durable_or_rewound().next(),
+            rest: spare.as_ref().map_or(Rest::Nothing, |spare| spare.rest),
             ..self.active.label
         };
-        let dir = &self.shared.dir;
-        let (path, file) = segment::create(&*self.storage, dir, &label).map_err(Failure::from)?;
-        self.active = Active::new(file, path, label);
+        let active = self.begin_segment(label, spare).map_err(Failure::from)?;
+        let left = std::mem::replace(&mut self.active, active);
+        self.trim(&left);
         {
             let mut state = self.shared.lock();
+            if let Some(entry) = state.segments.back_mut() {
+                entry.last = entry.last.min(label.first.prev());
+                if left.prepared_bytes > 0 && !self.abandoned {
+                    entry.file_bytes = entry.bytes;
+                }
+            }
             state.segments.push_back(self.active.entry());
             state.counters.rewrites += u64::from(self.abandoned);
+            state.counters.rotations += 1;
         }
         self.abandoned = false;
+        self.watermark_synced = label.watermark;
         self.publish();
         Ok(())
     }
 
-    /// Tells everybody what is durable now.
-    fn publish(&mut self) {
-        let mut ready = Vec::new();
-        {
-            let mut state = self.shared.lock();
-            debug_assert!(self.durable >= state.durable, "durable moves forward only");
-            let entry = state.segments.back_mut().expect("the active segment is catalogued");
-            debug_assert_eq!(entry.number, self.active.label.segment);
-            entry.last = self.durable;
-            entry.bytes = self.active.offset;
-            state.durable = self.durable;
-            state.watermark_durable = self.active.label.watermark.max(state.watermark_durable);
-            state.writing_bytes = self.group.pending_bytes() as u64;
-            state.recount();
-            state.counters.syncs += 1;
-            state.take_ready(self.shared.options.queue_bytes, &mut ready);
-        }
-        ready.into_iter().for_each(Waker::wake);
+    /// The last record that need not be written again.
+    fn durable_or_rewound(&self) -> Sequence {
+        self.group.next_pending().map_or(self.durable, |next| next.prev().min(self.durable))
     }
 
-    /// Deletes the segments that nobody needs: everything in them is durably acknowledged and
-    /// outside the part to retain.
-    fn delete_acknowledged(&mut self) {
-        let mut gone = 0;
-        loop {
-            let path = {
+    /// A prepared segment, unless its bytes are of a stream that has ended: their sequences say
+    /// nothing then.
+    fn take_spare(&self) -> Option<Spare> {
+        while let Some(spare) = self.desk.take_spare() {
+            let mut state = self.shared.lock();
+            if spare.rest != Rest::Stale || spare.generation == state.generation {
+                return Some(spare);
+            }
+            state.spare_bytes = state.spare_bytes.saturating_sub(spare.bytes);
+            drop(state);
+            // The next opening removes what cannot be removed now.
+            let _ = self.storage.unlink(&spare.path);
+        }
+        None
+    }
+
+    fn begin_segment(&mut self, label: Label, spare: Option<Spare>) -> Result<Active, WalError> {
+        let dir = &self.shared.dir;
+        let storage = &*self.storage;
+        if let Some(lock) = &mut self.lock {
+            lock.renew(dir)?;
+        }
+        match spare {
+            None => {
+                let (path, file) = segment::create(storage, dir, &label)?;
+                Ok(Active::new(file, path, label, 0))
+            }
+            Some(Spare { file, path, bytes, .. }) => {
+                let adopted = segment::adopt(storage, dir, &label, &*file, &path);
                 let mut state = self.shared.lock();
-                if gone > 0 {
-                    state.segments.pop_front();
-                    state.recount();
-                }
-                match state.segments.front() {
-                    Some(front)
-                        if front.number != self.active.label.segment
-                            && front.last <= state.watermark_durable
-                            && state.retain_from.is_none_or(|from| front.last < from) =>
-                    {
-                        front.path.clone()
-                    }
-                    _ => break,
-                }
-            };
-            match self.storage.unlink(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(?path, %error, "cannot delete an acknowledged segment");
-                    break;
-                }
-                _ => gone += 1,
+                state.spare_bytes = state.spare_bytes.saturating_sub(bytes);
+                drop(state);
+                Ok(Active::new(file, adopted?, label, bytes))
             }
         }
-        if gone > 0
-            && let Err(error) = self.storage.sync_dir(&self.shared.dir)
+    }
+
+    /// Gives back what a segment was prepared for and has not used.
+    fn trim(&self, left: &Active) {
+        if left.prepared_bytes > left.offset
+            && !self.abandoned
+            && let Err(error) = left.file.set_len(left.offset)
         {
-            // A segment that comes back after a power cut is acknowledged still.
-            tracing::warn!(dir = ?self.shared.dir, %error, "cannot sync the log directory");
+            tracing::debug!(path = ?left.path, %error, "a segment keeps more room than it needs");
+        }
+    }
+
+    /// The log is closed: the active segment ends where its records do.
+    fn leave(&self) {
+        if !self.abandoned {
+            self.trim(&self.active);
+        }
+    }
+
+    /// Tells everybody what has a receipt now.
+    fn publish(&mut self) {
+        let watermark = self.watermark_synced;
+        {
+            let mut state = self.shared.lock();
+            debug_assert!(self.durable >= state.durable, "receipts are not taken back");
+            let entry = state.segments.back_mut().expect("the active segment is catalogued");
+            debug_assert_eq!(entry.number, self.active.label.segment);
+            entry.last = self.active.last;
+            entry.bytes = self.active.offset;
+            let records = self.durable.since(state.durable);
+            if records > 0 {
+                state.counters.commit_records.record(records);
+            }
+            state.durable = self.durable;
+            if let Some(took) = self.sync_took.take() {
+                state.counters.sync_micros.record_time(took);
+            }
+            state.watermark_durable = watermark.max(state.watermark_durable);
+            state.writing_bytes = self.group.pending_bytes() as u64;
+            state.recount();
+            state.take_ready(self.shared.options.queue_bytes, &mut self.ready);
+        }
+        self.ready.drain(..).for_each(Waker::wake);
+    }
+
+    /// Gives the segments that nobody needs to the keeper: everything in them is durably
+    /// acknowledged and outside the part to retain.
+    fn retire_acknowledged(&mut self) -> Result<(), WalError> {
+        if self.unsynced_since.is_some() {
+            let waits = {
+                let state = self.shared.lock();
+                state.is_retirable(self.active.label.watermark)
+                    && !state.is_retirable(state.watermark_durable)
+            };
+            if !waits {
+                return Ok(());
+            }
+            // Where syncs are rare this one is for the watermark: a segment must not be gone
+            // before it is known that everything in it was acknowledged.
+            if self.sync().is_err() {
+                self.abandon();
+                return self.write_group(false).map_err(Failure::said);
+            }
+            self.publish();
+        }
+        loop {
+            let segment = {
+                let mut state = self.shared.lock();
+                if !state.is_retirable(state.watermark_durable) {
+                    return Ok(());
+                }
+                let Some(front) = state.segments.pop_front() else { return Ok(()) };
+                state.retired_bytes += front.bytes.max(front.file_bytes);
+                state.recount();
+                front
+            };
+            self.desk.retire(segment);
         }
     }
 
@@ -365,42 +692,54 @@ impl Writer {
     /// can only be had by leaving it.
     fn make_room_by_rotating(&mut self) -> Result<(), WalError> {
         let options = &self.shared.options;
-        let (used, acknowledged) = {
+        let (needed, acknowledged) = {
             let state = self.shared.lock();
             let wanted = state.retain_from.is_some_and(|from| from <= state.durable);
-            (state.used_bytes(), state.watermark_durable >= state.durable && !wanted)
+            (state.needed_bytes(), state.watermark_durable >= state.durable && !wanted)
         };
-        let near = used.saturating_add(options.segment_bytes) > options.disk_budget_bytes;
+        let near = needed.saturating_add(options.segment_bytes) > options.disk_budget_bytes;
         let worth = self.active.offset > EMPTY_BYTES + options.segment_bytes / 2;
         if near && worth && acknowledged {
             self.rotate().map_err(Failure::said)?;
-            self.delete_acknowledged();
+            self.retire_acknowledged()?;
         }
         Ok(())
     }
 
     /// Refuses records until the queue has been written, and says so to those who wait.
-    fn disk_full(&mut self, error: WalError) {
-        let mut ready = Vec::new();
+    fn refuse(&mut self, error: WalError) {
+        self.refused = true;
         {
             let mut state = self.shared.lock();
-            if state.full.is_none() {
+            if state.refusing.is_none() {
                 tracing::warn!(%error, "records are refused");
             }
-            state.full = Some(error);
-            state.take_ready(self.shared.options.queue_bytes, &mut ready);
+            state.refusing = Some(error);
+            state.retry = false;
+            state.take_ready(self.shared.options.queue_bytes, &mut self.ready);
         }
-        ready.into_iter().for_each(Waker::wake);
+        self.ready.drain(..).for_each(Waker::wake);
+    }
+}
+
+impl State {
+    /// Whether the oldest segment is needed no more when this watermark is durable.
+    fn is_retirable(&self, watermark: Sequence) -> bool {
+        self.segments.len() > 1
+            && self.segments.front().is_some_and(|front| {
+                front.last <= watermark && self.retain_from.is_none_or(|from| front.last < from)
+            })
     }
 }
 
 /// Shuts the log for good and wakes everybody.
 fn shut(shared: &Shared, why: WalError) {
     let mut state = shared.lock();
-    state.shut = Some(why);
+    state.shut.get_or_insert(why);
     let waiters = std::mem::take(&mut state.waiters);
     drop(state);
     waiters.into_iter().for_each(|waiter| waiter.waker.wake());
+    shared.call_writer();
 }
 
 /// Nobody waits for ever for a writer that is no more.
@@ -409,35 +748,22 @@ struct ShutOnPanic(Arc<Shared>);
 impl Drop for ShutOnPanic {
     fn drop(&mut self) {
         if thread::panicking() {
-            let source = std::io::Error::other("the writer thread panicked");
+            let source = std::io::Error::other("the writer panicked");
             shut(&self.0, WalError::io("write", &self.0.dir, source));
         }
     }
 }
 
-/// Syncs after a write, and says what kind of failure it was.
-fn finish(active: &mut Active, written: std::io::Result<()>) -> Result<(), Failure> {
-    let Err(source) = written else {
-        return active.file.sync_data().map_err(|source| Failure {
-            path: active.path.clone(),
-            source,
-            only_full: false,
-        });
-    };
-    // Nothing was synced, so the pages before the offset are as they were. Only if the part that
-    // was written can be cut off again is the file as it was.
-    let cut = active.file.set_len(active.offset);
-    Err(Failure { path: active.path.clone(), only_full: is_full(&source) && cut.is_ok(), source })
-}
-
 impl Failure {
     /// What those who wait are told when nothing more can be done about it.
     fn said(self) -> WalError {
+        let full = is_full(&self.source);
+        let refused = self.kind != FailureKind::Spoilt;
         let (path, source) = (self.path, Arc::new(self.source));
-        if self.only_full {
-            WalError::DiskFull { path, source }
-        } else {
-            WalError::Poisoned { path, source }
+        match (refused, full) {
+            (true, true) => WalError::DiskFull { path, source },
+            (true, false) => WalError::Unwritable { path, source },
+            (false, _) => WalError::Poisoned { path, source },
         }
     }
 }
@@ -446,15 +772,18 @@ impl From<WalError> for Failure {
     fn from(error: WalError) -> Self {
         match error {
             WalError::DiskFull { path, source } => {
-                Self { path, source: unshare(source), only_full: true }
+                Self { path, source: unshare(source), kind: FailureKind::Refused }
             }
             WalError::Io { path, source, .. } => {
-                Self { path, source: unshare(source), only_full: false }
+                let source = unshare(source);
+                let refused = is_refusal(&source);
+                let kind = if refused { FailureKind::Refused } else { FailureKind::Spoilt };
+                Self { path, source, kind }
             }
             other => Self {
                 path: PathBuf::new(),
                 source: std::io::Error::other(other),
-                only_full: false,
+                kind: FailureKind::Spoilt,
             },
         }
     }

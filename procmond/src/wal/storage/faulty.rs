@@ -102,6 +102,10 @@ impl Storage for Faulty {
         self.ask(Op::SyncDir, dir)?;
         OsStorage.sync_dir(dir)
     }
+
+    fn overwrites_in_place(&self, dir: &Path) -> bool {
+        OsStorage.overwrites_in_place(dir)
+    }
 }
 
 struct FaultyFile {
@@ -141,6 +145,10 @@ impl StorageFile for FaultyFile {
     fn len(&self) -> io::Result<u64> {
         self.storage.ask(Op::Len, &self.path)?;
         self.file.len()
+    }
+
+    fn has_name(&self) -> io::Result<bool> {
+        self.file.has_name()
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {

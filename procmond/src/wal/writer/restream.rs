@@ -58,6 +58,8 @@ impl Writer {
                     state.watermark_durable = Sequence::NONE;
                     state.retain_from = None;
                     replaced = std::mem::replace(&mut state.segments, segments);
+                    replaced.extend(self.desk.take_retired());
+                    state.retired_bytes = 0;
                     state.recount();
                     state.new_stream = NewStream::No;
                     // Whoever waited for the old stream's sequences has what was wanted.
@@ -107,7 +109,10 @@ impl Writer {
             return Err(error);
         }
         self.durable = copy.last;
+        self.watermark_synced = Sequence::NONE;
+        self.unsynced_since = None;
         self.active = copy.active;
+        self.active.last = self.durable;
         self.abandoned = false;
         Ok(copy.segments)
     }
@@ -143,7 +148,7 @@ impl<'a> Copy<'a> {
     fn begin(storage: &'a dyn Storage, shared: &'a Shared, label: Label) -> Result<Self, WalError> {
         let path = FileName::Next(label.segment).path(&shared.dir);
         let file = segment::create_as(storage, &path, &label)?;
-        let active = Active::new(file, path, label);
+        let active = Active::new(file, path, label, 0);
         let segments = VecDeque::from([active.entry()]);
         let last = label.first.prev();
         Ok(Self { storage, shared, segments, active, last, buffer: Vec::new() })
@@ -188,7 +193,7 @@ impl<'a> Copy<'a> {
             };
             let path = FileName::Next(label.segment).path(&self.shared.dir);
             let file = segment::create_as(self.storage, &path, &label)?;
-            self.active = Active::new(file, path, label);
+            self.active = Active::new(file, path, label, 0);
             self.segments.push_back(self.active.entry());
         }
         let start = self.buffer.len();
