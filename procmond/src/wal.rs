@@ -40,6 +40,8 @@ use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the keeper's part of retiring segments"))]
+mod archive;
 mod error;
 mod format;
 mod group;
@@ -59,6 +61,7 @@ mod tests;
 mod wait;
 mod writer;
 
+pub use archive::{ArchiveOptions, Compression, Retire};
 pub use error::WalError;
 pub use histogram::{BUCKETS, Histogram};
 pub use inspect::{Inspection, Problem, ProblemKind, SegmentIdentity, SegmentReport, inspect};
