@@ -1,13 +1,14 @@
 //! Archives: committed segments kept for a while, in a directory of their own.
 //!
 //! An archive is a segment (`docs/wal-format.md`) of the header, every whole frame up to the last
-//! sequence the segment is there for, and a control record that bears witness to that sequence. So
-//! it says by itself where it ends, whichever records were damaged in the original, and holds
-//! nothing of what was written ahead or left from an earlier life. It may be packed with gzip or
-//! zstd as a whole; `zcat` and `zstdcat` give the segment.
+//! sequence the segment is there for, and control records that bear witness to that sequence and
+//! to every loss before it. So it says by itself where it ends and what is missing in it, whatever
+//! was damaged in the original, and holds nothing of what was written ahead or left from an
+//! earlier life. It may be packed with gzip or zstd as a whole; `zcat` and `zstdcat` give the
+//! segment.
 //!
 //! An archive is made under a temporary name, synced, read back and compared with the original
-//! frame by frame. Then it gets its name, and the directory is synced. The original is removed by
+//! byte for byte. Then it gets its name, and the directory is synced. The original is removed by
 //! the caller, afterwards: a crash leaves the original or both. Asked again for a segment that has
 //! an archive already, [`archive`] finds and returns that.
 
@@ -29,7 +30,7 @@ pub(crate) mod pack;
 #[cfg(test)]
 mod tests;
 
-use copy::{Copied, Frames};
+use copy::Copied;
 use pack::{Packer, UNPACKED_BYTES_MAX, open_unpacked};
 
 /// What happens to a segment when everything in it has been committed.
@@ -209,7 +210,7 @@ fn archive_at(
     }
     let path = dir.join(name.to_string());
     let unfinished = dir.join(format!("{name}{UNFINISHED}"));
-    let made = original.write(storage, &unfinished, compression, now).and_then(|()| {
+    let made = original.write(storage, &unfinished, compression).and_then(|()| {
         let same = original.is_archived_in(storage, &unfinished)?;
         if !same {
             let source = std::io::Error::new(
@@ -333,16 +334,14 @@ impl<'a> Original<'a> {
         storage: &dyn Storage,
         path: &Path,
         compression: Compression,
-        now: Timestamp,
     ) -> Result<(), WalError> {
         let file = storage
             .create(path)
             .map_err(|source| WalError::io("create the archive", path, source))?;
         let failed = |source| WalError::io("write the archive", path, source);
         let mut packer = Packer::new(&*file, compression).map_err(failed)?;
-        let now = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
         match self.copied {
-            Some(copied) => copied.write(&*self.file, self.path, now, &mut packer, path)?,
+            Some(copied) => copied.write(&*self.file, self.path, &mut packer, path)?,
             None => copy::write_bytes(&*self.file, self.path, &mut packer, path)?,
         }
         packer.finish().and_then(|()| file.sync_data()).map_err(failed)
@@ -350,21 +349,12 @@ impl<'a> Original<'a> {
 
     /// Reads an archive, all of it, and compares it with the segment.
     fn is_archived_in(&self, storage: &dyn Storage, path: &Path) -> Result<bool, WalError> {
-        let opened = open_unpacked(storage, path)?;
-        let archive = opened.file();
+        let archive = open_unpacked(storage, path)?;
         let same = match self.copied {
-            None => copy::same_bytes(&*self.file, self.path, archive, path)?,
-            Some(copied) => {
-                segment::has_whole_header(archive, path)?
-                    && segment::read_label(archive, path, copied.label.segment)?
-                        == Some(copied.label)
-                    && copy::same_frames(
-                        &mut Frames::new(&*self.file, self.path, copied)?,
-                        &mut Frames::new(archive, path, copied)?,
-                    )?
-            }
+            Some(copied) => copied.is_in(&*self.file, self.path, archive.file(), path)?,
+            None => copy::same_bytes(&*self.file, self.path, archive.file(), path)?,
         };
         // All of it can have been unpacked and its checksum be wrong all the same.
-        Ok(same && opened.fault().is_none())
+        Ok(same && archive.fault().is_none())
     }
 }
