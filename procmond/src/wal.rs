@@ -66,7 +66,7 @@ pub use error::WalError;
 pub use histogram::{BUCKETS, Histogram};
 pub use inspect::{Inspection, Problem, ProblemKind, SegmentIdentity, SegmentReport, inspect};
 pub use policy::{RotateEvery, SyncMode};
-pub use reader::{Entry, LostReason, Record, WalReader};
+pub use reader::{Entry, EntryRef, LostReason, Record, RecordRef, WalReader};
 #[cfg(test)]
 pub(crate) use storage::faulty;
 pub use wait::Durable;

@@ -44,6 +44,14 @@ pub enum WalError {
         /// The payload codec version in its header.
         codec: u16,
     },
+    /// No segment can follow this one. No log gets there by itself.
+    #[error(
+        "the segment {path:?} has the highest number there can be; if it is not this log's, move it away"
+    )]
+    NumbersSpent {
+        /// The segment.
+        path: PathBuf,
+    },
     /// An option has a value the log cannot work with.
     #[error("the log option {name} is {value}: it must be {must}")]
     BadOption {

@@ -127,6 +127,7 @@ impl Label {
 
     fn is_sane(&self) -> bool {
         self.first >= Sequence::FIRST
+            && self.replaces != Some(self.stream)
             && [self.first, self.watermark, self.epoch_first]
                 .iter()
                 .all(|sequence| sequence.0 < SEQUENCE_LIMIT)
@@ -261,6 +262,12 @@ pub(crate) fn self_describing_label(frame: &[u8]) -> Option<Label> {
     }
     let label = Label::decode(frame[FRAME_BYTES..].first_chunk()?)?;
     (label.salt == implied_salt(frame)).then_some(label)
+}
+
+/// The payload codec that a control record names.
+pub(crate) fn codec_of(control: &[u8]) -> Option<u16> {
+    let label = control.get(FRAME_BYTES..)?;
+    Some(u16::from_le_bytes(*label.get(44..46)?.first_chunk()?))
 }
 
 /// Appends a frame, not yet salted, of the record behind `in_commit` others in its commit.

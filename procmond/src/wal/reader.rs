@@ -8,7 +8,7 @@ use bytes::Bytes;
 use daemoneye_lib::stream::{Epoch, Sequence};
 
 use super::WalError;
-use super::format::{FRAME_BYTES, HEADER_BYTES, KIND_CONTROL};
+use super::format::{FrameHead, HEADER_BYTES, KIND_CONTROL};
 use super::scan::{Accept, Scanner, Step};
 use super::state::{Segment, Shared, State};
 use super::storage::{Storage, StorageFile};
@@ -64,10 +64,42 @@ pub enum Entry {
     },
 }
 
+/// A [`Record`] in the reader's own memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordRef<'a> {
+    /// Its place in the stream.
+    pub sequence: Sequence,
+    /// The opening of the log that wrote it.
+    pub epoch: Epoch,
+    /// The time it was appended with, in nanoseconds since 1970.
+    pub timestamp_ns: i64,
+    /// The kind it was appended with.
+    pub kind: u8,
+    /// Its payload, until the reader is used again.
+    pub payload: &'a [u8],
+}
+
+/// An [`Entry`] in the reader's own memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryRef<'a> {
+    /// A record.
+    Record(RecordRef<'a>),
+    /// Records that were appended and cannot be read back.
+    Lost {
+        /// The first of them.
+        first: Sequence,
+        /// The last of them.
+        last: Sequence,
+        /// Why.
+        reason: LostReason,
+    },
+}
+
 /// Reads durable records in order. Made by [`WriteAheadLog::reader`](super::WriteAheadLog::reader).
 ///
 /// Holds one open file and a buffer of 256 KiB (more only while a longer record passes through).
-/// It may outlive the log's handles, and keeps no segment from being deleted.
+/// It may outlive the log's handles, and keeps no segment from being deleted. While records are
+/// being written it holds back between reads from the disk, for a millisecond each at most.
 pub struct WalReader {
     shared: Arc<Shared>,
     storage: Arc<dyn Storage>,
@@ -76,10 +108,15 @@ pub struct WalReader {
     cursor: Option<Cursor>,
 }
 
+/// A segment being read, as the catalogue knew it when it was looked up last.
 struct Cursor {
-    number: u64,
+    segment: Segment,
+    accept: Accept,
+    epoch: Epoch,
     file: Box<dyn StorageFile>,
     scanner: Scanner,
+    /// Why the next records are lost, if they turn out to be.
+    reason: LostReason,
 }
 
 /// What the catalogue says about the next record.
@@ -91,6 +128,12 @@ enum Place {
         watermark: Sequence,
     },
     In(Segment, Sequence),
+}
+
+/// What was found, without its bytes.
+enum Found {
+    Record(FrameHead),
+    Lost(Sequence, Sequence, LostReason),
 }
 
 impl WalReader {
@@ -105,28 +148,90 @@ impl WalReader {
         self.next
     }
 
-    /// The next entries, with about `max_bytes` of payload (at least one entry); none if
-    /// everything durable has been read. Blocks on the disk, never on the writer.
+    /// The next entry; `None` if everything durable has been read. Copies nothing. Blocks on the
+    /// disk, never on the writer.
     ///
     /// Records that were deleted because they were acknowledged are skipped without a word.
     ///
     /// # Errors
     /// [`WalError::StreamReplaced`] for good once a new stream has begun; [`WalError::Io`] when
     /// the system refuses to read, which may be tried again.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an Iterator's items cannot borrow from it, and this one fails"
+    )]
+    pub fn next(&mut self) -> Result<Option<EntryRef<'_>>, WalError> {
+        let Some(found) = self.find()? else { return Ok(None) };
+        Ok(Some(match (found, &self.cursor) {
+            (Found::Record(head), Some(cursor)) => EntryRef::Record(RecordRef {
+                sequence: head.sequence,
+                epoch: cursor.epoch,
+                timestamp_ns: head.timestamp_ns,
+                kind: head.kind,
+                payload: cursor.scanner.payload(),
+            }),
+            (Found::Record(_), None) => unreachable!("a record was found in a segment"),
+            (Found::Lost(first, last, reason), _) => EntryRef::Lost { first, last, reason },
+        }))
+    }
+
+    /// The next entries, with about `max_bytes` of payload (at least one entry); none if
+    /// everything durable has been read. Blocks on the disk, never on the writer.
+    ///
+    /// # Errors
+    /// As [`WalReader::next`], once the entries before it have been returned.
     pub fn next_batch(&mut self, max_bytes: usize) -> Result<Vec<Entry>, WalError> {
         let mut batch = Batch::default();
         while batch.payloads.len() < max_bytes && batch.entries.len() < ENTRIES_MAX {
-            match self.place()? {
-                Place::CaughtUp => break,
-                Place::Gap { upto, watermark } => {
-                    self.skip_gone(&mut batch, upto, watermark);
+            match self.next() {
+                Ok(Some(EntryRef::Record(record))) => batch.push(&record),
+                Ok(Some(EntryRef::Lost { first, last, reason })) => {
+                    batch.entries.push((Entry::Lost { first, last, reason }, 0..0));
                 }
-                Place::In(segment, watermark) => {
-                    self.read_segment(&mut batch, &segment, watermark, max_bytes)?;
-                }
+                Ok(None) => break,
+                Err(_) if !batch.entries.is_empty() => break,
+                Err(error) => return Err(error),
             }
         }
         Ok(batch.finish())
+    }
+
+    fn find(&mut self) -> Result<Option<Found>, WalError> {
+        loop {
+            if self.shared.generation() != self.generation {
+                return Err(WalError::StreamReplaced);
+            }
+            if let Some(cursor) = &mut self.cursor
+                && self.next <= cursor.segment.last
+            {
+                let found = cursor
+                    .find(&self.shared, &mut self.next)
+                    .map_err(|source| WalError::io("read", &cursor.segment.path, source))?;
+                match found {
+                    Some(Found::Lost(first, ..)) if self.is_gone() => {
+                        // What was read may be the file's next life already.
+                        self.next = first;
+                        self.cursor = None;
+                    }
+                    Some(found) => return Ok(Some(found)),
+                    None => {}
+                }
+                continue;
+            }
+            match self.place()? {
+                Place::CaughtUp => return Ok(None),
+                Place::Gap { upto, watermark } => {
+                    if let Some(lost) = self.skip_gone(upto, watermark) {
+                        return Ok(Some(lost));
+                    }
+                }
+                Place::In(segment, watermark) => {
+                    if let Some(lost) = self.turn_to(segment, watermark)? {
+                        return Ok(Some(lost));
+                    }
+                }
+            }
+        }
     }
 
     fn place(&mut self) -> Result<Place, WalError> {
@@ -137,87 +242,104 @@ impl WalReader {
         Ok(place(&state, self.next))
     }
 
-    /// Moves past records whose file is gone. Those that were acknowledged are no loss.
-    fn skip_gone(&mut self, batch: &mut Batch, upto: Sequence, watermark: Sequence) {
-        let first = self.next.max(watermark.next());
-        if first <= upto {
-            batch.lose(first, upto, LostReason::Missing);
-        }
-        self.next = upto.next();
+    /// Whether the segment under the cursor is no longer the log's.
+    fn is_gone(&self) -> bool {
+        let state = self.shared.lock();
+        let number = self.cursor.as_ref().map(|cursor| cursor.segment.number);
+        state.segments.front().map(|front| front.number) > number
     }
 
-    /// Reads on in a segment that holds the next record, to its end or until the batch is full.
-    fn read_segment(
+    /// Moves past records whose file is gone. Those that were acknowledged are no loss.
+    fn skip_gone(&mut self, upto: Sequence, watermark: Sequence) -> Option<Found> {
+        let first = self.next.max(watermark.next());
+        self.next = upto.next();
+        (first <= upto).then_some(Found::Lost(first, upto, LostReason::Missing))
+    }
+
+    /// Goes on in a segment that holds the next record.
+    fn turn_to(
         &mut self,
-        batch: &mut Batch,
-        segment: &Segment,
+        segment: Segment,
         watermark: Sequence,
-        max_bytes: usize,
-    ) -> Result<(), WalError> {
+    ) -> Result<Option<Found>, WalError> {
         let Some(key) = segment.key else {
-            batch.lose(self.next, segment.last, LostReason::Damaged);
+            let lost = Found::Lost(self.next, segment.last, LostReason::Damaged);
             self.next = segment.last.next();
-            return Ok(());
+            return Ok(Some(lost));
         };
-        if self.cursor.as_ref().is_none_or(|cursor| cursor.number != segment.number) {
-            let file = match self.storage.open(&segment.path, false) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    self.skip_gone(batch, segment.last, watermark);
-                    return Ok(());
-                }
-                Err(source) => return Err(WalError::io("open", &segment.path, source)),
-            };
-            let scanner = Scanner::new(HEADER_BYTES as u64);
-            self.cursor = Some(Cursor { number: segment.number, file, scanner });
+        if let Some(cursor) = &mut self.cursor
+            && cursor.segment.number == segment.number
+        {
+            cursor.segment = segment;
+            return Ok(None);
         }
-        let cursor = self.cursor.as_mut().expect("set above");
-        let mut reason = LostReason::Missing;
-        while batch.payloads.len() < max_bytes && batch.entries.len() < ENTRIES_MAX {
-            let step = cursor
-                .scanner
-                .step(
-                    &*cursor.file,
-                    Accept::Of { salt: key.salt, first: segment.first },
-                    segment.bytes,
-                )
-                .map_err(|source| WalError::io("read", &segment.path, source))?;
-            match step {
-                Step::Frame { head, .. } => {
+        let file = match self.storage.open(&segment.path, false) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(self.skip_gone(segment.last, watermark));
+            }
+            Err(source) => return Err(WalError::io("open", &segment.path, source)),
+        };
+        self.cursor = Some(Cursor {
+            accept: Accept::Of { salt: key.salt, first: segment.first },
+            epoch: key.epoch,
+            scanner: Scanner::new(HEADER_BYTES as u64),
+            reason: LostReason::Missing,
+            segment,
+            file,
+        });
+        Ok(None)
+    }
+}
+
+impl Cursor {
+    /// The next record of the segment from `next` on, or what is lost before it; `None` if only
+    /// the catalogue knows how to go on.
+    fn find(&mut self, shared: &Shared, next: &mut Sequence) -> io::Result<Option<Found>> {
+        let last = self.segment.last;
+        let file = &*self.file;
+        let mut read = |buffer: &mut [u8], offset: u64| {
+            shared.give_way();
+            file.read_some_at(buffer, offset)
+        };
+        while *next <= last {
+            match self.scanner.step_by(&mut read, self.accept, self.segment.bytes)? {
+                Step::Frame { offset, head } => {
                     let control = head.kind == KIND_CONTROL;
-                    let next = if control { head.sequence.next() } else { head.sequence };
+                    let here = if control { head.sequence.next() } else { head.sequence };
                     // Beyond the segment's last stand records that were written again elsewhere.
-                    if head.sequence > segment.last || next < self.next {
+                    if head.sequence > last || here < *next {
                         continue;
                     }
-                    if next > self.next {
-                        batch.lose(self.next, next.prev(), reason);
-                        self.next = next;
+                    if here > *next {
+                        self.scanner.jump(offset);
+                        return Ok(Some(self.lose(next, here.prev())));
                     }
-                    reason = LostReason::Missing;
+                    self.reason = LostReason::Missing;
                     if !control {
-                        batch.push(head.sequence, key.epoch, head, cursor.scanner.payload());
-                        self.next = next.next();
+                        *next = here.next();
+                        return Ok(Some(Found::Record(head)));
                     }
                 }
-                Step::Damage { .. } => reason = LostReason::Damaged,
+                Step::Damage { .. } => self.reason = LostReason::Damaged,
                 Step::Tail { from, to } => {
                     if from < to {
-                        reason = LostReason::Damaged;
+                        self.reason = LostReason::Damaged;
                     }
                     // What follows in this file, if anything, is not there yet.
-                    cursor.scanner.jump(to);
-                    if self.next <= segment.last {
-                        batch.lose(self.next, segment.last, reason);
-                        self.next = segment.last.next();
-                    }
+                    self.scanner.jump(to);
+                    return Ok(Some(self.lose(next, last)));
                 }
             }
-            if self.next > segment.last {
-                break;
-            }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    fn lose(&mut self, next: &mut Sequence, upto: Sequence) -> Found {
+        let lost = Found::Lost(*next, upto, self.reason);
+        self.reason = LostReason::Missing;
+        *next = upto.next();
+        lost
     }
 }
 
@@ -245,29 +367,12 @@ struct Batch {
 }
 
 impl Batch {
-    fn push(
-        &mut self,
-        sequence: Sequence,
-        epoch: Epoch,
-        head: super::format::FrameHead,
-        payload: &[u8],
-    ) {
-        debug_assert_eq!(payload.len() + FRAME_BYTES, head.frame_bytes());
+    fn push(&mut self, record: &RecordRef<'_>) {
         let start = self.payloads.len();
-        self.payloads.extend_from_slice(payload);
-        let record = Record {
-            sequence,
-            epoch,
-            timestamp_ns: head.timestamp_ns,
-            kind: head.kind,
-            payload: Bytes::new(),
-        };
+        self.payloads.extend_from_slice(record.payload);
+        let RecordRef { sequence, epoch, timestamp_ns, kind, .. } = *record;
+        let record = Record { sequence, epoch, timestamp_ns, kind, payload: Bytes::new() };
         self.entries.push((Entry::Record(record), start..self.payloads.len()));
-    }
-
-    fn lose(&mut self, first: Sequence, last: Sequence, reason: LostReason) {
-        debug_assert!(first <= last);
-        self.entries.push((Entry::Lost { first, last, reason }, 0..0));
     }
 
     fn finish(self) -> Vec<Entry> {

@@ -18,7 +18,7 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
 use super::format::{FRAME_BYTES, FrameHead, Label, Rest};
 use super::reader::LostReason;
-use super::segment::{self, Ends, FileName};
+use super::segment::{self, EMPTY_BYTES, Ends, FileName};
 use super::state::{Segment, SegmentKey};
 use super::storage::{Storage, StorageFile};
 use super::writer::{Active, random_salt};
@@ -84,7 +84,17 @@ pub(crate) fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, Wa
     let (watermark, watermark_epoch) =
         previous.map_or((Sequence::NONE, None), |label| (label.watermark, label.watermark_epoch));
     // Acknowledged segments are deleted one by one, and a crash may keep any of the deletions.
-    report.damage.retain(|lost| lost.reason != LostReason::Missing || lost.last > watermark);
+    // And what was acknowledged is no loss.
+    report.damage.retain(|lost| lost.last > watermark);
+    for lost in &mut report.damage {
+        lost.first = lost.first.max(watermark.next());
+    }
+    if let Some(first) = log.segments.front().map(|segment| segment.first)
+        && first > watermark.next()
+    {
+        let reason = LostReason::Missing;
+        report.damage.insert(0, LostRange { first: watermark.next(), last: first.prev(), reason });
+    }
     let last = log.last.max(watermark);
     let mut epochs = log.epochs;
     if let Some(epoch) = watermark_epoch
@@ -112,6 +122,7 @@ pub(crate) fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, Wa
         epoch_first: last.next(),
         rest: Rest::Nothing,
     };
+    segment::check_number(dir, label.segment)?;
     let (path, file) = segment::create(storage, dir, &label)?;
     let active = Active::new(file, path, label, 0);
 
@@ -172,6 +183,10 @@ impl Reading {
                         report.damage.push(LostRange { first, last, reason: LostReason::Damaged });
                     }
                 }
+                if !segment::has_whole_header(&*file, &found.path)? {
+                    // Its label was found in a control record, which may be cut off now.
+                    segment::mend_header(&*file, &found.path, &label)?;
+                }
                 bytes = contents.torn.start;
                 if follower.is_none() && bytes < contents.length {
                     if !contents.torn.is_empty() {
@@ -204,11 +219,16 @@ impl Reading {
         next_first: Option<Sequence>,
         report: &mut Recovery,
     ) {
-        let first = self.last.next();
+        let records = found.bytes.saturating_sub(EMPTY_BYTES) / FRAME_BYTES as u64;
+        let mut first = self.last.next();
         let last = match next_first {
             Some(next) => next.prev().max(self.last),
-            None => Sequence(self.last.0 + found.bytes / FRAME_BYTES as u64),
+            None => Sequence(self.last.0 + records),
         };
+        if self.segments.is_empty() && next_first.is_some() {
+            // Nothing says where it began: it is the oldest.
+            first = first.max(Sequence(last.0.saturating_sub(records)).next());
+        }
         if first > last {
             // No record of this stream can have stood in it.
             report.foreign.push(found.path.clone());
@@ -267,7 +287,7 @@ fn keep_torn(
     let bytes = tail.end - tail.start;
     let failed = |source| WalError::io("read", &found.path, source);
     let mut head = [0; FRAME_BYTES];
-    let got = file.read_some_at(&mut head, tail.start).map_err(failed)?;
+    let got = file.read_full_at(&mut head, tail.start).map_err(failed)?;
     let one_record =
         FrameHead::read(&head[..got]).map_or(FRAME_BYTES as u64, |head| head.frame_bytes() as u64);
     let copy = if bytes > one_record {
@@ -354,7 +374,8 @@ fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
         changed = true;
         let of_newest = newest
             .is_some_and(|newest| next.label.is_some_and(|label| label.stream == newest.stream));
-        if of_newest {
+        let taken = segments.iter().any(|segment| segment.number == next.number);
+        if of_newest && !taken {
             let path = FileName::Segment(next.number).path(dir);
             storage
                 .rename(&next.path, &path)

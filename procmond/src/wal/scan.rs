@@ -14,6 +14,9 @@ use super::storage::StorageFile;
 /// is capped.
 const CHUNK_BYTES: usize = 256 << 10;
 
+/// Reads from the segment at an offset: at least a byte, 0 at its end.
+pub(crate) type Read<'a> = &'a mut dyn FnMut(&mut [u8], u64) -> io::Result<usize>;
+
 /// Which frames count as whole.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Accept {
@@ -78,14 +81,25 @@ impl Scanner {
         accept: Accept,
         limit: u64,
     ) -> io::Result<Step> {
+        let mut read = |buffer: &mut [u8], offset: u64| file.read_some_at(buffer, offset);
+        self.step_by(&mut read, accept, limit)
+    }
+
+    /// [`Scanner::step`] for who reads in a way of their own.
+    pub(crate) fn step_by(
+        &mut self,
+        read: Read<'_>,
+        accept: Accept,
+        limit: u64,
+    ) -> io::Result<Step> {
         let from = self.offset();
-        if let Some(head) = self.frame_here(file, accept, limit)? {
+        if let Some(head) = self.frame_here(read, accept, limit)? {
             self.frame = (self.at, self.at + head.frame_bytes());
             self.at += head.frame_bytes();
             return Ok(Step::Frame { offset: from, head });
         }
-        while self.seek_magic(file, limit)? {
-            if self.frame_here(file, accept, limit)?.is_some() {
+        while self.seek_magic(read, limit)? {
+            if self.frame_here(read, accept, limit)?.is_some() {
                 return Ok(Step::Damage { from, to: self.offset() });
             }
         }
@@ -108,11 +122,11 @@ impl Scanner {
     /// The whole frame at the position, if there is one.
     fn frame_here(
         &mut self,
-        file: &dyn StorageFile,
+        read: Read<'_>,
         accept: Accept,
         limit: u64,
     ) -> io::Result<Option<FrameHead>> {
-        if !self.fill(file, FRAME_BYTES, limit)? {
+        if !self.fill(read, FRAME_BYTES, limit)? {
             return Ok(None);
         }
         let Some(head) = FrameHead::read(&self.buffer[self.at..self.filled]) else {
@@ -123,7 +137,7 @@ impl Scanner {
         {
             return Ok(None);
         }
-        if !self.fill(file, head.frame_bytes(), limit)? {
+        if !self.fill(read, head.frame_bytes(), limit)? {
             return Ok(None);
         }
         let frame = &self.buffer[self.at..self.at + head.frame_bytes()];
@@ -141,10 +155,10 @@ impl Scanner {
     }
 
     /// Moves to the next magic after the position; false if there is none before the limit.
-    fn seek_magic(&mut self, file: &dyn StorageFile, limit: u64) -> io::Result<bool> {
+    fn seek_magic(&mut self, read: Read<'_>, limit: u64) -> io::Result<bool> {
         let mut skip = 1;
         loop {
-            if !self.fill(file, skip + FRAME_MAGIC.len(), limit)? {
+            if !self.fill(read, skip + FRAME_MAGIC.len(), limit)? {
                 return Ok(false);
             }
             let rest = &self.buffer[self.at + skip..self.filled];
@@ -160,7 +174,7 @@ impl Scanner {
 
     /// Makes `need` bytes available at the position; false if the limit or the file's end comes
     /// first.
-    fn fill(&mut self, file: &dyn StorageFile, need: usize, limit: u64) -> io::Result<bool> {
+    fn fill(&mut self, read: Read<'_>, need: usize, limit: u64) -> io::Result<bool> {
         while self.filled - self.at < need {
             if self.offset() + need as u64 > limit {
                 return Ok(false);
@@ -178,7 +192,7 @@ impl Scanner {
             let position = self.base + self.filled as u64;
             let room = (self.buffer.len() - self.filled) as u64;
             let upto = self.filled + room.min(limit - position) as usize;
-            let got = file.read_some_at(&mut self.buffer[self.filled..upto], position)?;
+            let got = read(&mut self.buffer[self.filled..upto], position)?;
             if got == 0 {
                 return Ok(false);
             }

@@ -8,8 +8,8 @@ use daemoneye_lib::stream::{Sequence, wall_clock_ns};
 
 use super::WalError;
 use super::format::{
-    CONTROL_BYTES, FRAME_BYTES, FrameHead, HEADER_BYTES, Header, KIND_CONTROL, Label,
-    PAYLOAD_CODEC, Rest, read_header, self_describing_label,
+    CONTROL_BYTES, FORMAT_VERSION, FRAME_BYTES, FrameHead, HEADER_BYTES, Header, KIND_CONTROL,
+    Label, PAYLOAD_CODEC, Rest, codec_of, read_header, self_describing_label,
 };
 use super::scan::{Accept, Scanner, Step};
 use super::storage::{Storage, StorageFile};
@@ -107,6 +107,25 @@ pub(crate) fn adopt(
     made.map(|()| path)
 }
 
+/// Checks that a segment may have this number: one more must not be taken for another file.
+pub(crate) fn check_number(dir: &Path, number: u64) -> Result<(), WalError> {
+    if number < NUMBER_LIMIT {
+        return Ok(());
+    }
+    Err(WalError::NumbersSpent { path: FileName::Segment(number - 1).path(dir) })
+}
+
+/// Writes a segment's header again where it is damaged and a copy of it was found.
+pub(crate) fn mend_header(
+    file: &dyn StorageFile,
+    path: &Path,
+    label: &Label,
+) -> Result<(), WalError> {
+    file.write_all_at(&label.to_header(), 0)
+        .and_then(|()| file.sync_data())
+        .map_err(|source| WalError::io("mend the header of", path, source))
+}
+
 /// Gives a segment its final name, durably.
 fn name(storage: &dyn Storage, dir: &Path, from: &Path, path: &Path) -> Result<(), WalError> {
     storage
@@ -157,7 +176,13 @@ pub(crate) fn read_label(
     let mut scanner = Scanner::new(0);
     loop {
         match scanner.step(file, Accept::Controls { segment: number }, limit).map_err(failed)? {
-            Step::Frame { .. } => return Ok(scanner.label()),
+            Step::Frame { .. } => {
+                if let Some(codec) = codec_of(scanner.frame()).filter(|&c| c != PAYLOAD_CODEC) {
+                    let version = FORMAT_VERSION;
+                    return Err(WalError::UnknownFormat { path: path.to_owned(), version, codec });
+                }
+                return Ok(scanner.label());
+            }
             Step::Damage { .. } => {}
             Step::Tail { .. } => return Ok(None),
         }
@@ -171,14 +196,8 @@ pub(crate) fn has_whole_header(file: &dyn StorageFile, path: &Path) -> Result<bo
 
 fn header_of(file: &dyn StorageFile, path: &Path) -> Result<Header, WalError> {
     let mut header = [0; HEADER_BYTES];
-    let mut filled = 0;
-    while filled < HEADER_BYTES {
-        match file.read_some_at(&mut header[filled..], filled as u64) {
-            Ok(0) => break,
-            Ok(got) => filled += got,
-            Err(source) => return Err(WalError::io("read", path, source)),
-        }
-    }
+    let filled =
+        file.read_full_at(&mut header, 0).map_err(|source| WalError::io("read", path, source))?;
     Ok(read_header(&header[..filled]))
 }
 
@@ -268,15 +287,15 @@ pub(crate) fn read_contents(
                     holes.push(Hole { damage: Damage { from, to, lost }, records });
                 }
                 proven = proven.max(head.proves());
+                // Blocks in a wrong place repeat or come late; readers pass such records by.
+                let counts = !control && head.sequence > seen;
+                records += u64::from(counts);
                 seen = seen.max(head.sequence);
-                if control {
-                    if let Some(label) = scanner.label()
-                        && label.watermark >= newest.watermark
-                    {
-                        newest = label;
-                    }
-                } else {
-                    records += 1;
+                if control
+                    && let Some(label) = scanner.label()
+                    && label.watermark >= newest.watermark
+                {
+                    newest = label;
                 }
                 end = scanner.offset();
             }
@@ -339,7 +358,7 @@ fn torn_upto(
         // Stale bytes are no sign of a write; the beginning of the next frame is.
         Rest::Stale => {
             let mut head = [0; FRAME_BYTES];
-            let got = file.read_some_at(&mut head, rest.start)?;
+            let got = file.read_full_at(&mut head, rest.start)?;
             let next = FrameHead::read(&head[..got]).filter(|head| {
                 let control = head.kind == KIND_CONTROL;
                 head.sequence == if control { last } else { last.next() }

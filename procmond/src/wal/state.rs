@@ -3,8 +3,10 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
@@ -232,17 +234,56 @@ pub(crate) struct Shared {
     pub(crate) options: WalOptions,
     state: Mutex<State>,
     work: Condvar,
+    /// A commit is being written.
+    writing: AtomicBool,
+    /// [`State::generation`], for those who only look.
+    generation: AtomicU64,
 }
 
 impl Shared {
     pub(crate) fn new(dir: PathBuf, options: WalOptions, state: State) -> Self {
-        Self { dir, options, state: Mutex::new(state), work: Condvar::new() }
+        Self {
+            dir,
+            options,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            writing: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+        }
     }
 
     /// The state. A panic elsewhere while it was held cannot have left it half changed: sections
     /// that change more than one field do not panic.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many streams have begun while open.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Another stream has begun; the state says so too.
+    pub(crate) fn set_generation(&self, generation: u64) {
+        self.generation.store(generation, Ordering::Release);
+    }
+
+    /// The writer says whether it is writing.
+    pub(crate) fn set_writing(&self, writing: bool) {
+        // Nothing else hangs on it.
+        self.writing.store(writing, Ordering::Relaxed);
+    }
+
+    /// A reader lets the writer have the disk first, for a while.
+    pub(crate) fn give_way(&self) {
+        const LOOKS: u32 = 4;
+        const LOOK: Duration = Duration::from_micros(250);
+        for _ in 0..LOOKS {
+            if !self.writing.load(Ordering::Relaxed) {
+                return;
+            }
+            thread::sleep(LOOK);
+        }
     }
 
     /// Calls the writer.

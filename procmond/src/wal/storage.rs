@@ -59,6 +59,18 @@ impl dyn StorageFile + '_ {
         }
     }
 
+    /// Reads until the buffer is full or the file ends, and says how much that was.
+    pub(crate) fn read_full_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.read_some_at(&mut buffer[filled..], offset + filled as u64)? {
+                0 => break,
+                got => filled += got,
+            }
+        }
+        Ok(filled)
+    }
+
     /// Writes all of it, or fails with an unknown part of it written.
     pub(crate) fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         while !bytes.is_empty() {

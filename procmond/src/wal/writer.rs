@@ -237,7 +237,9 @@ impl Writer {
     pub(super) fn serve(&mut self) -> bool {
         let _told = ShutOnPanic(Arc::clone(&self.shared));
         let Some(task) = self.take_task() else { return false };
+        self.shared.set_writing(true);
         let mut result = self.commit(&task);
+        self.shared.set_writing(false);
         if result.is_ok() && task.new_stream {
             result = self.begin_stream();
         }
@@ -351,6 +353,10 @@ impl Writer {
 
     fn write(&mut self, control: bool, task: &Task) -> Result<(), Failure> {
         self.write_group(control)?;
+        if task.close && !self.active.sealed {
+            self.write_control()?;
+            self.publish();
+        }
         if self.sync_is_due(task) {
             self.sync()?;
             self.publish();
@@ -595,6 +601,7 @@ impl Writer {
         if let Some(lock) = &mut self.lock {
             lock.renew(dir)?;
         }
+        segment::check_number(dir, label.segment)?;
         match spare {
             None => {
                 let (path, file) = segment::create(storage, dir, &label)?;

@@ -50,6 +50,7 @@ impl Writer {
                 Ok(segments) => {
                     state.stream = self.active.label.stream;
                     state.generation += 1;
+                    self.shared.set_generation(state.generation);
                     state.epoch = self.active.label.epoch;
                     state.epochs = vec![(Sequence::FIRST, state.epoch)];
                     state.last = self.durable;
