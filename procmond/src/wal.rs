@@ -49,6 +49,8 @@ mod histogram;
 mod inspect;
 mod keeper;
 mod lock;
+#[cfg(test)]
+mod model;
 mod policy;
 mod reader;
 mod recovery;

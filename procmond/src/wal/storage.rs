@@ -7,6 +7,8 @@ use std::path::Path;
 
 #[cfg(test)]
 pub(crate) mod faulty;
+#[cfg(test)]
+pub(crate) mod sim;
 
 /// A directory of files, and what must be asked of it to survive a power cut.
 pub(crate) trait Storage: Send + Sync + 'static {

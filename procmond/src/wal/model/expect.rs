@@ -1,0 +1,403 @@
+//! What must be true of a log, and whether it is.
+
+use std::path::Path;
+
+use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
+
+use super::super::format::{self, FRAME_BYTES, FrameHead, Label, Rest};
+use super::super::storage::sim::SimDisk;
+use super::super::{Entry, LostRange, Recovery, WalError, WalReader, WriteAheadLog};
+
+/// What was found wrong, in words.
+pub(super) type Checked<T = ()> = Result<T, String>;
+
+/// Says what is wrong unless something holds.
+macro_rules! must {
+    ($holds:expr, $($said:tt)+) => {
+        if !$holds {
+            return Err(format!($($said)+));
+        }
+    };
+}
+pub(super) use must;
+
+/// A record as the model knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Known {
+    /// Makes its kind, its time and its payload.
+    pub(super) id: u64,
+    pub(super) len: u32,
+    /// Who wrote it; unknown while a new stream is not known to have begun.
+    pub(super) epoch: Option<Epoch>,
+    /// A disk that lied has lost it.
+    pub(super) lost: bool,
+}
+
+impl Known {
+    pub(super) fn kind(&self) -> u8 {
+        1 + (self.id % 200) as u8
+    }
+
+    pub(super) fn timestamp_ns(&self) -> i64 {
+        self.id as i64 * 1_000_003
+    }
+
+    /// Some payloads are what somebody would choose who wants damage to be taken for records.
+    pub(super) fn payload(&self) -> Vec<u8> {
+        let len = self.len as usize;
+        let mut bytes = Vec::new();
+        match self.id % 8 {
+            0 => bytes.resize(len, 0),
+            1 => format::FRAME_MAGIC.iter().cycle().take(len).for_each(|&byte| bytes.push(byte)),
+            2 => {
+                while bytes.len() < len {
+                    let sequence = Sequence(self.id + bytes.len() as u64 / 40);
+                    format::encode_frame(&mut bytes, 1, sequence, 0, 1, b"not one");
+                }
+            }
+            3 => {
+                let label = Label {
+                    stream: StreamId::from_bytes([7; 16]),
+                    replaces: None,
+                    segment: self.id % 5 + 1,
+                    salt: self.id as u32,
+                    first: Sequence(1 + self.id),
+                    watermark: Sequence(1 << 40),
+                    watermark_epoch: None,
+                    epoch: Epoch::from_u64(u64::MAX),
+                    epoch_first: Sequence(1),
+                    rest: Rest::Nothing,
+                };
+                while bytes.len() < len {
+                    bytes.extend_from_slice(&label.to_control(Sequence(self.id), 0, 1));
+                }
+            }
+            _ => (0..len).for_each(|at| bytes.push((self.id as usize * 31 + at * 7) as u8)),
+        }
+        bytes.truncate(len);
+        bytes
+    }
+}
+
+/// A stream that may begin at any moment.
+#[derive(Debug, Clone)]
+pub(super) struct NextStream {
+    pub(super) records: Vec<Known>,
+}
+
+/// A sync said that all was well and was not, or was not asked for.
+#[derive(Debug, Clone)]
+pub(super) enum Lie {
+    /// It was for these records and nothing else.
+    About { after: u64, upto: u64, watermark: u64 },
+    /// It was for a name or a header.
+    Deep,
+}
+
+/// What must be true after whatever happens next.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Expect {
+    pub(super) stream: Option<StreamId>,
+    pub(super) next_stream: Option<NextStream>,
+    /// What was submitted: record n is at n - 1.
+    pub(super) records: Vec<Known>,
+    /// Everything up to here has a receipt, and survives the process.
+    pub(super) receipted: u64,
+    /// Everything up to here is promised to survive a power cut too.
+    pub(super) synced: u64,
+    /// Acknowledged, and known to be durable.
+    pub(super) watermark_min: u64,
+    /// Acknowledged.
+    pub(super) watermark_max: u64,
+    /// The last opening.
+    pub(super) epoch: Option<Epoch>,
+    pub(super) lies: Vec<Lie>,
+}
+
+impl Expect {
+    pub(super) fn last(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    /// The new stream has begun, in this epoch.
+    pub(super) fn enter_next_stream(&mut self, stream: StreamId, epoch: Option<Epoch>) -> Checked {
+        let Some(next) = self.next_stream.take() else {
+            return Err(format!("W6: stream {stream} appeared from nowhere"));
+        };
+        self.stream = Some(stream);
+        self.records = next.records;
+        self.records.iter_mut().for_each(|record| record.epoch = epoch);
+        self.receipted = self.last();
+        self.synced = self.last();
+        self.watermark_min = 0;
+        self.watermark_max = 0;
+        self.epoch = epoch;
+        Ok(())
+    }
+
+    /// Whether some of this may be lost without anybody's fault but the disk's.
+    fn may_be_lost(&self, first: u64, last: u64) -> bool {
+        let known = |sequence: u64| {
+            self.records.get(sequence as usize - 1).is_some_and(|record| record.lost)
+        };
+        let lied_about = |sequence: u64| {
+            self.lies.iter().any(|lie| match lie {
+                Lie::About { after, upto, .. } => *after < sequence && sequence <= *upto,
+                Lie::Deep => true,
+            })
+        };
+        // What was acknowledged on the word of a disk that lied is deleted.
+        let acknowledged = |sequence| !self.lies.is_empty() && sequence <= self.watermark_max;
+        (first..=last).all(|s| known(s) || lied_about(s) || acknowledged(s))
+    }
+
+    /// The power goes.
+    pub(super) fn cut(&mut self) {
+        if self.synced < self.receipted {
+            // Receipts promised less. What was written behind a hole is kept, and the hole reported.
+            let (after, upto) = (self.synced, self.last());
+            self.lies.push(Lie::About { after, upto, watermark: self.watermark_min });
+        }
+        self.receipted = self.synced;
+    }
+
+    /// Checks a log that has just been opened, and knows from then on what it holds.
+    pub(super) fn opened(
+        &mut self,
+        log: &WriteAheadLog,
+        recovery: &Recovery,
+        after_power_cut: bool,
+    ) -> Checked {
+        let deep = self.lies.iter().any(|lie| matches!(lie, Lie::Deep));
+        let stream = log.stream();
+        match self.stream {
+            Some(old) if old == stream => {
+                must!(!recovery.new_stream, "W1: the stream is new and has its old name");
+                if let (Some(before), now) = (self.epoch, log.epoch()) {
+                    must!(now > before || deep, "W6: epoch {now:?} came after {before:?}");
+                }
+                self.next_stream = None;
+            }
+            None => must!(recovery.new_stream || self.receipted == 0, "W1: whose stream is it?"),
+            Some(_) if self.next_stream.is_some() => {
+                // Carried over by an opening that did not live to tell.
+                self.enter_next_stream(stream, None)?;
+            }
+            Some(old) => {
+                must!(deep, "W1: stream {old} is gone, and {stream} in its place");
+                *self = Self { lies: self.lies.clone(), ..Self::default() };
+            }
+        }
+        self.stream = Some(stream);
+        let last = log.last().0;
+        let (receipted, submitted) = (self.receipted, self.last());
+        if last < receipted {
+            must!(
+                self.may_be_lost(last + 1, receipted),
+                "W1: {receipted} had a receipt, the log ends at {last}"
+            );
+        }
+        if last > submitted {
+            must!(deep, "W2: {last} was never submitted, {submitted} was the last");
+            let unknown = Known { id: 0, len: 0, epoch: None, lost: true };
+            self.records.resize(last as usize, unknown);
+        }
+        self.records.truncate(last as usize);
+        let (min, max) = (self.watermark_min, self.watermark_max);
+        let watermark = log.watermark().0;
+        let watermark_before_lies = self
+            .lies
+            .iter()
+            .map(|lie| match lie {
+                Lie::About { watermark, .. } => *watermark,
+                Lie::Deep => 0,
+            })
+            .min();
+        must!(
+            watermark >= watermark_before_lies.unwrap_or(min).min(min),
+            "W7: the watermark fell from {min} to {watermark}"
+        );
+        must!(watermark <= max, "W7: watermark {watermark}, but only {max} was acknowledged");
+        for LostRange { first, last, reason } in &recovery.damage {
+            must!(
+                self.may_be_lost(first.0, last.0),
+                "W4: {first} to {last} were reported {reason} and are not"
+            );
+        }
+        must!(
+            deep || recovery.foreign.is_empty(),
+            "W4: {:?} were taken for another log's",
+            recovery.foreign
+        );
+        must!(
+            recovery.last == log.last()
+                && log.last_durable() == log.last()
+                && recovery.watermark == log.watermark()
+                && recovery.records == last - watermark,
+            "the report does not fit: {recovery:?}"
+        );
+        self.receipted = last;
+        self.synced = last;
+        self.watermark_min = watermark;
+        self.watermark_max = watermark;
+        self.epoch = Some(log.epoch());
+        self.learn(log, after_power_cut)?;
+        // Until the power goes the system knows what its disk does not.
+        if after_power_cut {
+            self.lies.clear();
+        }
+        self.read(log, 1, 1000)?;
+        self.read(log, watermark + 1, 1 << 20)
+    }
+
+    /// Learns who wrote records that a new stream has carried over, and what a lie has cost.
+    fn learn(&mut self, log: &WriteAheadLog, after_power_cut: bool) -> Checked {
+        let mut held = vec![false; self.records.len()];
+        let mut reader = log.reader(Sequence::FIRST);
+        loop {
+            let batch = read_on(&mut reader, 1 << 16)?;
+            if batch.is_empty() {
+                break;
+            }
+            for entry in batch {
+                match entry {
+                    Entry::Record(record) => {
+                        let at = record.sequence.prev().0 as usize;
+                        must!(at < held.len(), "W2: a record {} behind the end", record.sequence);
+                        held[at] = true;
+                        let known = &mut self.records[at];
+                        known.epoch = known.epoch.or(Some(record.epoch));
+                        must!(!known.lost, "W4: record {} came back", record.sequence);
+                    }
+                    Entry::Lost { first, last, .. } => {
+                        must!(self.may_be_lost(first.0, last.0), "W1: {first} to {last} are lost")
+                    }
+                }
+            }
+        }
+        if after_power_cut {
+            // What was acknowledged and deleted may come back.
+            let open = self.watermark_max as usize;
+            for (record, held) in self.records.iter_mut().zip(held).skip(open) {
+                record.lost |= !held;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads from a sequence to the end: everything above the watermark is there with its bytes,
+    /// and nothing else.
+    pub(super) fn read(&self, log: &WriteAheadLog, from: u64, max_bytes: usize) -> Checked {
+        let upto = log.last_durable().0;
+        let mut reader = log.reader(Sequence(from));
+        let mut next = from;
+        loop {
+            let batch = read_on(&mut reader, max_bytes)?;
+            if batch.is_empty() {
+                break;
+            }
+            let mut bytes = 0;
+            let mut longest = 0;
+            for entry in &batch {
+                let first = match entry {
+                    Entry::Record(record) => record.sequence,
+                    Entry::Lost { first, .. } => *first,
+                };
+                must!(first.0 >= next, "W2: {first} came again or out of order");
+                must!(
+                    first.0 == next || first.prev() <= log.watermark(),
+                    "W1: {next} to {} are not there, watermark {}",
+                    first.prev(),
+                    log.watermark()
+                );
+                match entry {
+                    Entry::Record(record) => {
+                        let sequence = record.sequence;
+                        let known = self
+                            .records
+                            .get(sequence.prev().0 as usize)
+                            .ok_or_else(|| format!("W5: record {sequence} was never written"))?;
+                        must!(!known.lost, "W5: record {sequence} was lost and came back");
+                        must!(
+                            record.kind == known.kind()
+                                && record.timestamp_ns == known.timestamp_ns()
+                                && record.payload[..] == known.payload(),
+                            "W1: record {sequence} is not what was appended"
+                        );
+                        must!(
+                            known.epoch.is_none_or(|epoch| epoch == record.epoch),
+                            "W6: record {sequence} is of epoch {:?}, not {:?}",
+                            record.epoch,
+                            known.epoch
+                        );
+                        if sequence >= log.watermark() && sequence.0 > 0 {
+                            let epoch = log.epoch_at(sequence);
+                            must!(
+                                epoch == Some(record.epoch),
+                                "W6: epoch_at({sequence}) is {epoch:?}, not {:?}",
+                                record.epoch
+                            );
+                        }
+                        bytes += record.payload.len();
+                        longest = longest.max(record.payload.len());
+                        next = sequence.next().0;
+                    }
+                    Entry::Lost { first, last, reason } => {
+                        must!(
+                            self.may_be_lost(first.0, last.0),
+                            "W1: {first} to {last} are {reason}"
+                        );
+                        next = last.next().0;
+                    }
+                }
+            }
+            must!(bytes < max_bytes + longest.max(1), "W9: {bytes} bytes for {max_bytes}");
+        }
+        let gone = log.watermark().0;
+        must!(next.max(gone + 1) > upto, "W1: reading ended at {next}, durable is {upto}");
+        let stands = reader.position().0;
+        must!(stands >= next, "the reader stands at {stands} and has read up to {next}");
+        Ok(())
+    }
+}
+
+/// The next batch, however often the disk refuses.
+fn read_on(reader: &mut WalReader, max_bytes: usize) -> Checked<Vec<Entry>> {
+    let mut tries = 0;
+    loop {
+        match reader.next_batch(max_bytes) {
+            Ok(batch) => return Ok(batch),
+            Err(WalError::Io { .. }) if tries < 5 => tries += 1,
+            Err(error) => return Err(format!("reading failed: {error}")),
+        }
+    }
+}
+
+/// W3: what was torn has been cut off, and what was more than a record kept.
+pub(super) fn torn_tail_is_kept(before: &SimDisk, after: &SimDisk, recovery: &Recovery) -> Checked {
+    let Some(torn) = &recovery.torn else { return Ok(()) };
+    let bytes = before.bytes(&torn.path).ok_or("W3: the tail of a file that was not there")?;
+    let from = torn.offset as usize;
+    let tail = bytes
+        .get(from..from + torn.bytes as usize)
+        .ok_or_else(|| format!("W3: {torn:?} of {} bytes", bytes.len()))?;
+    let announced = FrameHead::read(tail).map_or(FRAME_BYTES, |head| head.frame_bytes());
+    if tail.len() > announced {
+        let copy = torn.copy.as_ref().ok_or("W3: more than a record was cut, and not kept")?;
+        must!(after.bytes(copy).as_deref() == Some(tail), "W3: the copy is not what was cut");
+    }
+    if let Some(now) = after.bytes(&torn.path) {
+        let replaced = now.get(..from) != bytes.get(..from);
+        must!(replaced || now.len() == from, "W3: the tail is there still");
+    }
+    Ok(())
+}
+
+/// Bytes of the log's files in a directory, those for people to look at left out.
+pub(super) fn log_bytes(disk: &SimDisk, dir: &Path) -> u64 {
+    disk.names(dir)
+        .iter()
+        .filter(|name| name.contains(".wal"))
+        .filter_map(|name| Some(disk.bytes(&dir.join(name))?.len() as u64))
+        .sum()
+}

@@ -1,0 +1,174 @@
+//! What may happen to a log, drawn at random and made smaller when it went wrong.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::super::storage::sim::{Armed, Fault, Which};
+use super::super::{SyncMode, WalOptions};
+
+/// A log's life.
+#[derive(Debug, Clone)]
+pub(super) struct History {
+    pub(super) setup: Setup,
+    pub(super) actions: Vec<Action>,
+    /// Decides over everything that the actions leave open.
+    pub(super) seed: u64,
+}
+
+/// The options that matter here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setup {
+    pub(super) segment_bytes: u64,
+    pub(super) commit_delay: Duration,
+    pub(super) queue_bytes: usize,
+    pub(super) disk_budget_bytes: u64,
+    pub(super) sync: SyncMode,
+    pub(super) prepare: bool,
+}
+
+impl Setup {
+    pub(super) fn options(&self) -> WalOptions {
+        WalOptions {
+            segment_bytes: self.segment_bytes,
+            commit_delay: self.commit_delay,
+            queue_bytes: self.queue_bytes,
+            disk_budget_bytes: self.disk_budget_bytes,
+            sync: self.sync,
+            prepare: self.prepare,
+            ..WalOptions::default()
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Records with payloads of these lengths.
+    Append(Vec<u16>, How),
+    /// Acknowledge this share of what is durable, in percent.
+    Acknowledge(u8),
+    /// Keep from this share of what is durable on, in percent.
+    Retain(u8),
+    Flush,
+    /// Read from this share of what is durable on, so many bytes at a time.
+    Read(u8, u16),
+    /// Begin a new stream, with a record in front or without.
+    NewStream(bool),
+    /// Close and open.
+    Reopen,
+    /// Open what the system knows when the process is no more.
+    Kill,
+    /// Open what a power cut has left.
+    PowerCut,
+    /// Something is to go wrong.
+    Arm(Armed),
+    /// Only this much room is left.
+    Full(u16),
+    /// There is room again.
+    Room,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// Submit one by one and wait for the last.
+    Each,
+    /// Submit together and wait.
+    Together,
+    /// Submit one by one and do not wait.
+    NoWait,
+    /// Append and wait, one by one.
+    Awaiting,
+    /// Append together, writing on the thread that appends.
+    Blocking,
+}
+
+pub(super) fn history() -> impl Strategy<Value = History> {
+    let actions = prop::collection::vec(action(), 3..32);
+    (setup(), actions, any::<u64>()).prop_map(|(setup, actions, seed)| History {
+        setup,
+        actions,
+        seed,
+    })
+}
+
+fn setup() -> impl Strategy<Value = Setup> {
+    let delay = prop_oneof![3 => Just(Duration::ZERO), 1 => Just(Duration::from_millis(1))];
+    let queue = prop_oneof![6 => Just(4 << 20), 1 => Just(2000_usize), 1 => Just(1_usize)];
+    let budget = prop_oneof![3 => Just(1 << 30), 1 => Just(64_u64 << 10), 1 => Just(20_u64 << 10)];
+    let segment = prop_oneof![4 => Just(4096_u64), 1 => Just(9000_u64), 1 => Just(200_000_u64)];
+    let sync = prop_oneof![
+        800 => Just(SyncMode::Always),
+        1 => Just(SyncMode::Interval { every: Duration::from_millis(2), bytes: 3000 }),
+        1 => Just(SyncMode::Interval { every: Duration::from_secs(3600), bytes: 1 << 20 }),
+        1 => Just(SyncMode::Os),
+    ];
+    let prepare = prop_oneof![3 => Just(true), 1 => Just(false)];
+    (segment, delay, queue, budget, sync, prepare).prop_map(
+        |(segment_bytes, commit_delay, queue_bytes, disk_budget_bytes, sync, prepare)| Setup {
+            segment_bytes,
+            commit_delay,
+            queue_bytes,
+            disk_budget_bytes,
+            sync,
+            prepare,
+        },
+    )
+}
+
+fn length() -> impl Strategy<Value = u16> {
+    prop_oneof![8 => 0_u16..400, 3 => 400_u16..1500, 1 => 3500_u16..9000]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let how = prop_oneof![
+        1 => Just(How::Each),
+        1 => Just(How::Together),
+        2 => Just(How::NoWait),
+        1 => Just(How::Awaiting),
+        2 => Just(How::Blocking),
+    ];
+    prop_oneof![
+        16 => (prop::collection::vec(length(), 1..12), how)
+            .prop_map(|(lengths, how)| Action::Append(lengths, how)),
+        5 => (0_u8..=100).prop_map(Action::Acknowledge),
+        1 => (0_u8..=100).prop_map(Action::Retain),
+        2 => Just(Action::Flush),
+        2 => (0_u8..=100, 1_u16..4000).prop_map(|(from, bytes)| Action::Read(from, bytes)),
+        1 => any::<bool>().prop_map(Action::NewStream),
+        2 => Just(Action::Reopen),
+        1 => Just(Action::Kill),
+        2 => Just(Action::PowerCut),
+        5 => armed().prop_map(Action::Arm),
+        1 => (0_u16..6000).prop_map(Action::Full),
+        2 => Just(Action::Room),
+    ]
+}
+
+fn armed() -> impl Strategy<Value = Armed> {
+    use Fault::{Error, Interrupted, Lie, PowerCut, Short, ShortThenFull};
+    let eio = || Just(Error(ErrorKind::Other));
+    let full = || Just(Error(ErrorKind::StorageFull));
+    let which_and_how = prop_oneof![
+        8 => (Just(Which::Change), Just(PowerCut)),
+        2 => (Just(Which::Sync), eio()),
+        1 => (Just(Which::Sync), full()),
+        1 => (Just(Which::Write), eio()),
+        1 => (Just(Which::Write), full()),
+        1 => (Just(Which::Write), (1_usize..500).prop_map(ShortThenFull)),
+        2 => (Just(Which::Write), (1_usize..500).prop_map(Short)),
+        1 => (Just(Which::Write), Just(Interrupted)),
+        1 => (Just(Which::Read), (1_usize..500).prop_map(Short)),
+        1 => (Just(Which::Read), Just(Interrupted)),
+        1 => (Just(Which::Read), eio()),
+        1 => (Just(Which::SyncDir), eio()),
+        1 => (Just(Which::Name), eio()),
+        1 => (Just(Which::Name), full()),
+        1 => (Just(Which::Name), Just(Error(ErrorKind::ReadOnlyFilesystem))),
+        1 => (Just(Which::Allocate), eio()),
+        1 => (Just(Which::Allocate), full()),
+        1 => (Just(Which::Sync), Just(Lie)),
+        1 => (Just(Which::SyncDir), Just(Lie)),
+    ];
+    (which_and_how, 0_u32..12).prop_map(|((which, fault), after)| Armed { which, after, fault })
+}
