@@ -316,7 +316,7 @@ impl WriteAheadLog {
     ) -> Result<(Self, Recovery), WalError> {
         let options = options.checked()?;
         storage.create_dir(dir).map_err(|source| WalError::io("create", dir, source))?;
-        let lock = DirLock::take(dir)?;
+        let lock = Arc::new(DirLock::take(dir)?);
         let recovered = recovery::recover(&*storage, dir)?;
         let mut state = State {
             stream: recovered.stream,
@@ -325,6 +325,7 @@ impl WriteAheadLog {
             epochs: recovered.epochs,
             last: recovered.last,
             durable: recovered.last,
+            synced: recovered.last,
             watermark: recovered.watermark,
             watermark_durable: recovered.watermark,
             retain_from: None,
@@ -355,7 +356,7 @@ impl WriteAheadLog {
             shared: Arc::clone(&shared),
             storage: Arc::clone(&storage),
             desk: Arc::clone(&desk),
-            lock: Some(lock),
+            lock: Some(Arc::clone(&lock)),
             active: recovered.active,
             durable: recovered.last,
             watermark_synced: recovered.watermark,
@@ -371,7 +372,9 @@ impl WriteAheadLog {
             shared: Arc::clone(&shared),
             storage: Arc::clone(&storage),
             desk: Arc::clone(&desk),
+            lock,
             made: 0,
+            failing: false,
         };
         let not_started =
             |source| WalError::io("start the threads that write the log in", dir, source);
@@ -549,13 +552,13 @@ impl WriteAheadLog {
     pub async fn flush(&self) -> Result<Sequence, WalError> {
         let (last, watermark) = {
             let mut state = self.inner.shared.lock();
-            if state.last > state.durable || state.watermark > state.watermark_durable {
+            if state.last > state.synced || state.watermark > state.watermark_durable {
                 state.flush = true;
             }
             (state.last, state.watermark)
         };
         self.inner.shared.call_writer();
-        self.wait(Wants::Durable(last)).await?;
+        self.wait(Wants::Synced(last)).await?;
         self.wait(Wants::Watermark(watermark)).await?;
         Ok(last)
     }
@@ -693,7 +696,8 @@ impl WriteAheadLog {
     /// Everything that was not acknowledged is written again from sequence 1, after `first` (kind,
     /// timestamp and payload of a record that says what happened), and the old stream's segments
     /// are deleted. A crash in between leaves wholly the one or wholly the other. Records that are
-    /// lost in the old stream are as many sequences lost in the new one. Appends wait meanwhile;
+    /// lost in the old stream are as many sequences lost in the new one. Until the old segments are
+    /// deleted the disk holds both, whatever the budget. Appends wait meanwhile;
     /// waits for old sequences are over when it begins, because they are durable by then.
     ///
     /// Dropping the future leaves it open whether the stream begins.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::WalError;
 use super::format::Rest;
+use super::lock::DirLock;
 use super::segment::FileName;
 use super::state::{Segment, Shared};
 use super::storage::{Storage, StorageFile};
@@ -102,6 +103,9 @@ pub(super) struct Keeper {
     pub(super) shared: Arc<Shared>,
     pub(super) storage: Arc<dyn Storage>,
     pub(super) desk: Arc<Desk>,
+    pub(super) lock: Arc<DirLock>,
+    /// The last attempt at something failed, and was told.
+    pub(super) failing: bool,
     /// Counts the files prepared, for their names.
     pub(super) made: u64,
 }
@@ -126,13 +130,17 @@ impl Keeper {
                 Job::Prepare => self.prepare(),
                 Job::Rest => {
                     self.rest();
-                    Ok(())
+                    continue;
                 }
                 Job::End => return self.end(),
             };
             if let Err(error) = done {
-                tracing::warn!(%error, "the log's upkeep failed and is tried again");
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::warn!(%error, "the log's upkeep failed and is tried again");
+                }
                 self.rest();
+            } else {
+                self.failing = false;
             }
         }
     }
@@ -179,6 +187,7 @@ impl Keeper {
 
     /// Makes the next segment's file out of a retired one, or removes it.
     fn dispose(&mut self, segment: Segment) -> Result<(), WalError> {
+        self.lock.check(&self.shared.dir)?;
         let whole =
             segment.bytes.max(segment.file_bytes) >= self.shared.options.segment_bytes / 16 * 15;
         let room = self.desk.lock().spares.len() < SPARES_MAX;
@@ -235,6 +244,7 @@ impl Keeper {
 
     /// Writes a file of zeros, unless a retired segment comes that will do.
     fn prepare(&mut self) -> Result<(), WalError> {
+        self.lock.check(&self.shared.dir)?;
         let path = self.spare_path();
         let made = self.write_zeros(&path);
         if !matches!(made, Ok(Some(_))) {

@@ -47,15 +47,18 @@ impl DirLock {
         Ok(Self { file })
     }
 
-    /// Makes sure that the lock held is still the directory's: if the directory was removed and
-    /// made again, nobody is kept out by the old one.
-    pub(crate) fn renew(&mut self, dir: &Path) -> Result<(), WalError> {
-        let path = dir.join(WAL_LOCK_FILE);
-        if !is_named(&self.file, &path) {
-            *self = Self::take(dir)?;
-            tracing::warn!(?dir, "the log's lock file was gone and has been taken anew");
+    /// Checks that the lock held is still the directory's. If the directory was removed and made
+    /// again, nobody is kept out of it by the old one, and what has become of the records that
+    /// stood in it only an opening can say.
+    pub(crate) fn check(&self, dir: &Path) -> Result<(), WalError> {
+        if is_named(&self.file, &dir.join(WAL_LOCK_FILE)) {
+            return Ok(());
         }
-        Ok(())
+        let source = std::io::Error::new(
+            std::io::ErrorKind::NotFound,
+            "the log directory was removed or replaced; restart to begin a new log there",
+        );
+        Err(WalError::io("write in", dir, source))
     }
 }
 

@@ -188,6 +188,9 @@ impl Reading {
                     segment::mend_header(&*file, &found.path, &label)?;
                 }
                 bytes = contents.torn.start;
+                if follower.is_none() && contents.unproven < bytes {
+                    segment::rewrite(&*file, &found.path, contents.unproven..bytes)?;
+                }
                 if follower.is_none() && bytes < contents.length {
                     if !contents.torn.is_empty() {
                         let torn = contents.torn.clone();

@@ -115,6 +115,29 @@ pub(crate) fn check_number(dir: &Path, number: u64) -> Result<(), WalError> {
     Err(WalError::NumbersSpent { path: FileName::Segment(number - 1).path(dir) })
 }
 
+/// Writes part of a segment again as it is, and makes it durable. After a failed sync the system
+/// shows what was to be written as if it had been, and the next sync finds nothing to do.
+pub(crate) fn rewrite(
+    file: &dyn StorageFile,
+    path: &Path,
+    part: Range<u64>,
+) -> Result<(), WalError> {
+    const CHUNK_BYTES: u64 = 256 << 10;
+    let failed = |source| WalError::io("write again the end of", path, source);
+    let mut at = part.start;
+    let mut buffer = vec![0; CHUNK_BYTES.min(part.end.saturating_sub(at)) as usize];
+    while at < part.end {
+        let want = buffer.len().min((part.end - at) as usize);
+        let got = file.read_full_at(&mut buffer[..want], at).map_err(failed)?;
+        if got == 0 {
+            break;
+        }
+        file.write_all_at(&buffer[..got], at).map_err(failed)?;
+        at += got as u64;
+    }
+    file.sync_data().map_err(failed)
+}
+
 /// Writes a segment's header again where it is damaged and a copy of it was found.
 pub(crate) fn mend_header(
     file: &dyn StorageFile,
@@ -215,6 +238,8 @@ pub(crate) struct Contents {
     /// What a write that a crash cut short has left at the end; empty if there is nothing. Its
     /// start is where the segment ends.
     pub(crate) torn: Range<u64>,
+    /// From here on nothing proves that what stands there was ever synced.
+    pub(crate) unproven: u64,
     /// Where the file ends.
     pub(crate) length: u64,
 }
@@ -269,6 +294,7 @@ pub(crate) fn read_contents(
     };
     let mut holes: Vec<Hole> = Vec::new();
     let mut end = HEADER_BYTES as u64;
+    let mut unproven = end;
     let mut hurt = None;
     let accept = Accept::Of { salt: label.salt, first: label.first };
     let mut scanner = Scanner::new(end);
@@ -285,6 +311,9 @@ pub(crate) fn read_contents(
                 if hurt.is_some() || lost.is_some() {
                     let (from, to) = hurt.take().unwrap_or((offset, offset));
                     holes.push(Hole { damage: Damage { from, to, lost }, records });
+                }
+                if head.proves() >= seen {
+                    unproven = offset;
                 }
                 proven = proven.max(head.proves());
                 // Blocks in a wrong place repeat or come late; readers pass such records by.
@@ -325,7 +354,7 @@ pub(crate) fn read_contents(
         holes.truncate(index + usize::from(seen > whole));
     }
     let damage = holes.into_iter().map(|hole| hole.damage).collect();
-    Ok(Contents { newest, last: seen, records, damage, torn, length })
+    Ok(Contents { newest, last: seen, records, damage, torn, unproven, length })
 }
 
 /// How far a torn write reaches behind a segment's last whole frame, as far as can be seen.

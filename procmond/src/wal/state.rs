@@ -72,8 +72,10 @@ pub(crate) struct State {
     pub(crate) epochs: Vec<(Sequence, Epoch)>,
     /// The last sequence assigned.
     pub(crate) last: Sequence,
-    /// The last sequence that survives a power cut.
+    /// The last sequence with a receipt.
     pub(crate) durable: Sequence,
+    /// The last sequence that survives a power cut.
+    pub(crate) synced: Sequence,
     /// Acknowledged, perhaps not durably yet.
     pub(crate) watermark: Sequence,
     pub(crate) watermark_durable: Sequence,
@@ -143,6 +145,8 @@ pub(crate) struct Waiter {
 pub(crate) enum Wants {
     /// This sequence durable.
     Durable(Sequence),
+    /// This sequence synced.
+    Synced(Sequence),
     /// This watermark durable.
     Watermark(Sequence),
     /// Room in the queue.
@@ -156,6 +160,7 @@ impl State {
     pub(crate) fn outcome(&self, wants: Wants, queue_bytes: usize) -> Option<Result<(), WalError>> {
         let met = match wants {
             Wants::Durable(sequence) => sequence <= self.durable,
+            Wants::Synced(sequence) => sequence <= self.synced,
             Wants::Watermark(sequence) => sequence <= self.watermark_durable,
             Wants::Room => self.has_room(queue_bytes),
             Wants::Stream => !self.new_stream.is_under_way(),

@@ -111,7 +111,7 @@ pub(super) struct Writer {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) desk: Arc<Desk>,
     /// Nobody else writes the directory while it is held; gone when the log is closed.
-    pub(super) lock: Option<DirLock>,
+    pub(super) lock: Option<Arc<DirLock>>,
     pub(super) active: Active,
     /// The last sequence written, and synced if that is what a receipt promises.
     pub(super) durable: Sequence,
@@ -598,8 +598,8 @@ impl Writer {
     fn begin_segment(&mut self, label: Label, spare: Option<Spare>) -> Result<Active, WalError> {
         let dir = &self.shared.dir;
         let storage = &*self.storage;
-        if let Some(lock) = &mut self.lock {
-            lock.renew(dir)?;
+        if let Some(lock) = &self.lock {
+            lock.check(dir)?;
         }
         segment::check_number(dir, label.segment)?;
         match spare {
@@ -649,6 +649,9 @@ impl Writer {
                 state.counters.commit_records.record(records);
             }
             state.durable = self.durable;
+            if self.unsynced_since.is_none() {
+                state.synced = self.durable;
+            }
             if let Some(took) = self.sync_took.take() {
                 state.counters.sync_micros.record_time(took);
             }
@@ -669,16 +672,15 @@ impl Writer {
                 state.is_retirable(self.active.label.watermark)
                     && !state.is_retirable(state.watermark_durable)
             };
-            if !waits {
-                return Ok(());
-            }
             // Where syncs are rare this one is for the watermark: a segment must not be gone
             // before it is known that everything in it was acknowledged.
-            if self.sync().is_err() {
-                self.abandon();
-                return self.write_group(false).map_err(Failure::said);
+            if waits {
+                if self.sync().is_err() {
+                    self.abandon();
+                    return self.write_group(false).map_err(Failure::said);
+                }
+                self.publish();
             }
-            self.publish();
         }
         loop {
             let segment = {

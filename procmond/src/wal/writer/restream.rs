@@ -55,6 +55,7 @@ impl Writer {
                     state.epochs = vec![(Sequence::FIRST, state.epoch)];
                     state.last = self.durable;
                     state.durable = self.durable;
+                    state.synced = self.durable;
                     state.watermark = Sequence::NONE;
                     state.watermark_durable = Sequence::NONE;
                     state.retain_from = None;
