@@ -14,8 +14,8 @@ use super::{AnyError, Found, Peer, Purpose};
 use crate::workload::{Payloads, RECORD_BYTES};
 
 const SEGMENT_BYTES: u32 = 80 << 20;
-/// So that no checkpoint forgets what is to be read.
-const KEPT_BYTES: u32 = 2 << 30;
+/// So that no checkpoint forgets what is to be read: half a million records.
+const KEPT_BYTES: u32 = 256 << 20;
 
 pub(super) struct Okaywal(WriteAheadLog);
 
