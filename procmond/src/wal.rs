@@ -44,6 +44,9 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 mod archive;
 mod error;
 mod format;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod histogram;
 mod inspect;

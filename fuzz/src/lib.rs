@@ -1,0 +1,35 @@
+//! Fuzz targets for everything that reads bytes it did not write: the log's segments, a whole log
+//! directory, what stands in for its checkpoint (labels in headers and control records, the saved
+//! process table), events, and the bus's frames.
+//!
+//! A target does not only ask for no panic. It knows what was written, or has the same bytes read
+//! by an independent reader (`procmond/tests/golden/decoder.rs`, made from `docs/wal-format.md`
+//! alone), and compares.
+//!
+//! ```text
+//! cd fuzz && cargo build --release                       # no nightly, no cargo-fuzz; needs c++
+//! target/*/release/recovery corpus/recovery              # for ever
+//! target/*/release/recovery artifacts/crash-...          # one input again
+//! ```
+
+#[path = "../../procmond/tests/golden/decoder.rs"]
+pub mod decoder;
+
+mod allocations;
+mod event;
+mod frame;
+mod input;
+mod label;
+mod mutate;
+mod recovery;
+mod scratch;
+mod segment_reader;
+mod snapshot;
+mod written;
+
+pub use event::event;
+pub use frame::frame;
+pub use label::label;
+pub use recovery::recovery;
+pub use segment_reader::segment_reader;
+pub use snapshot::snapshot;
