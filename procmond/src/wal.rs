@@ -40,7 +40,6 @@ use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the keeper's part of retiring segments"))]
 mod archive;
 mod error;
 mod format;
@@ -107,6 +106,9 @@ pub struct WalOptions {
     pub sync: SyncMode,
     /// When a segment is left for the next though it is not full.
     pub rotate: Option<RotateEvery>,
+    /// What happens to a segment when everything in it was acknowledged. While it cannot be
+    /// archived it stays, and counts in the budget.
+    pub retire: Retire,
     /// Whether segments are written ahead with zeros, or made out of those that nobody needs any
     /// more, on file systems where that makes syncs cheaper. Costs the disk up to two segments
     /// more than the records need, within the budget.
@@ -124,6 +126,7 @@ impl Default for WalOptions {
             max_record_bytes: 1 << 20,
             sync: SyncMode::Always,
             rotate: None,
+            retire: Retire::Delete,
             prepare: true,
         }
     }
@@ -270,6 +273,8 @@ pub struct WalStats {
     pub recycled: u64,
     /// Segments deleted because everything in them was acknowledged.
     pub deleted: u64,
+    /// Segments archived, before they were deleted or used again.
+    pub archived: u64,
     /// How often a failed write or sync was made good in a fresh segment.
     pub rewrites: u64,
     /// How often [`WalError::Busy`] was said.
@@ -376,6 +381,7 @@ impl WriteAheadLog {
             storage: Arc::clone(&storage),
             desk: Arc::clone(&desk),
             lock,
+            archived: None,
             made: 0,
             failing: false,
         };
@@ -687,6 +693,7 @@ impl WriteAheadLog {
             prepared: counters.prepared,
             recycled: counters.recycled,
             deleted: counters.deleted,
+            archived: counters.archived,
             rewrites: counters.rewrites,
             busy: counters.busy,
             refused: counters.refused,

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::{Epoch, Sequence};
-use procmond::wal::{Entry, LostReason, Recovery, WalError, WalOptions, WriteAheadLog};
+use procmond::wal::{
+    ArchiveOptions, Entry, LostReason, NewRecord, Promise, Recovery, Retire, RotateEvery, SyncMode,
+    WalError, WalOptions, WriteAheadLog,
+};
 
 /// Commits at once, so that tests do not wait.
 fn quick() -> WalOptions {
@@ -681,4 +684,115 @@ fn everything_is_private_to_its_owner() {
         let path = entry.unwrap().path();
         assert_eq!(mode(&path), 0o600, "{path:?}");
     }
+}
+
+#[test]
+fn w5_a_recycled_segment_never_shows_its_earlier_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), WalOptions { segment_bytes: 4096, ..quick() });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // Segments are left nearly full, and acknowledged, until several have been used again.
+    while log.stats().recycled < 5 {
+        assert!(Instant::now() < deadline, "{:?}", log.stats());
+        let last = log.last().0;
+        fill(&log, last + 40);
+        log.acknowledge(Sequence(last + 20)).unwrap();
+    }
+    let first = log.watermark().next();
+    let expected = range(first.0, log.last().0);
+    assert_eq!(read(&log, first.0), (expected.clone(), Vec::new()));
+    // The active segment's file is longer than its records, and what follows them is stale.
+    let copy = crash_copy(dir.path());
+    let (log, recovery) = open(copy.path(), quick());
+    assert_eq!((recovery.torn, recovery.damage), (None, Vec::new()));
+    assert_eq!(read(&log, first.0), (expected, Vec::new()));
+}
+
+#[test]
+fn threads_that_append_and_wait_get_contiguous_receipts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), WalOptions { segment_bytes: 20_000, ..WalOptions::default() });
+    let mut sequences: Vec<u64> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|thread| {
+                let log = &log;
+                scope.spawn(move || {
+                    (0..50)
+                        .map(|_| {
+                            let payload = [thread; 30];
+                            let record = NewRecord { kind: 1, timestamp_ns: 0, payload: &payload };
+                            let receipt = log.append_blocking(&[record, record]).unwrap();
+                            assert_eq!(receipt.promise, Promise::Synced);
+                            assert!(log.last_durable() >= receipt.sequence);
+                            receipt.sequence.0
+                        })
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    sequences.sort_unstable();
+    assert_eq!(sequences, (1..=400).map(|n| 2 * n).collect::<Vec<_>>());
+}
+
+#[test]
+fn receipts_say_what_they_promise_and_a_flush_keeps_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let every = Duration::from_secs(3600);
+    for sync in [SyncMode::Interval { every, bytes: 1 << 20 }, SyncMode::Os] {
+        let (log, _) = open(dir.path(), WalOptions { sync, ..quick() });
+        let last = log.last();
+        let syncs = log.stats().sync_micros.count;
+        let record = NewRecord { kind: 1, timestamp_ns: 0, payload: b"written" };
+        let receipt = log.append_blocking(&[record]).unwrap();
+        assert_eq!((receipt.sequence, receipt.promise), (last.next(), Promise::Written));
+        assert_eq!(log.stats().sync_micros.count, syncs, "{sync:?}");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(log.flush()).unwrap();
+        assert!(log.stats().sync_micros.count > syncs, "{sync:?}");
+    }
+}
+
+#[test]
+fn what_is_written_is_synced_after_its_interval_or_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    for (every, bytes) in [(Duration::from_millis(1), u64::MAX), (Duration::from_secs(3600), 1000)]
+    {
+        let sync = SyncMode::Interval { every, bytes };
+        let (log, _) = open(dir.path(), WalOptions { sync, ..quick() });
+        let record = NewRecord { kind: 1, timestamp_ns: 0, payload: &[7; 2000] };
+        log.append_blocking(&[record]).unwrap();
+        until("it is synced", || log.stats().sync_micros.count > 0);
+    }
+}
+
+#[test]
+fn a_segment_with_records_is_left_at_its_age() {
+    let dir = tempfile::tempdir().unwrap();
+    let rotate = Some(RotateEvery::Age(Duration::from_millis(20)));
+    let (log, _) = open(dir.path(), WalOptions { rotate, ..quick() });
+    fill(&log, 1);
+    until("it is left", || log.stats().rotations == 1);
+    // An empty one stays.
+    assert_eq!(log.stats().segments, 2);
+    assert_eq!(read(&log, 1), (vec![1], Vec::new()));
+}
+
+#[test]
+fn acknowledged_segments_are_archived_before_they_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let archives = tempfile::tempdir().unwrap();
+    let options = ArchiveOptions::new(archives.path());
+    let retire = Retire::Archive(options);
+    let (log, _) = open(dir.path(), WalOptions { segment_bytes: 4096, retire, ..quick() });
+    fill(&log, 300);
+    log.acknowledge(Sequence(300)).unwrap();
+    until("all but the active one are archived", || log.stats().segments == 1);
+    until("and gone", || {
+        let stats = log.stats();
+        stats.archived > 1 && stats.archived == stats.deleted + stats.recycled
+    });
+    let archived = segments(archives.path()).len() as u64;
+    assert_eq!(archived, log.stats().archived);
 }

@@ -9,17 +9,18 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use super::WalError;
+use super::archive::{archive, prune};
 use super::format::Rest;
 use super::lock::DirLock;
 use super::segment::FileName;
 use super::state::{Segment, Shared};
 use super::storage::{Storage, StorageFile};
+use super::{Retire, WalError};
 
 /// Zeros written and synced at once, and the pause after them: about 100 MB/s, and none of the
 /// writer's syncs waits for more than a few of them.
@@ -106,6 +107,8 @@ pub(super) struct Keeper {
     pub(super) lock: Arc<DirLock>,
     /// The last attempt at something failed, and was told.
     pub(super) failing: bool,
+    /// The last segment archived.
+    pub(super) archived: Option<u64>,
     /// Counts the files prepared, for their names.
     pub(super) made: u64,
 }
@@ -149,11 +152,13 @@ impl Keeper {
         let mut papers = self.desk.lock();
         loop {
             // It stays on the desk until it is done, so that it is not forgotten by a failure.
+            let archives = matches!(self.shared.options.retire, Retire::Archive(_));
+            // Archiving takes its time: the next opening goes on with it.
+            if papers.closing && (archives || papers.retired.is_empty()) {
+                return Job::End;
+            }
             if let Some(segment) = papers.retired.front() {
                 return Job::Dispose(segment.clone());
-            }
-            if papers.closing {
-                return Job::End;
             }
             if papers.wanted && papers.spares.is_empty() {
                 return if self.has_budget() { Job::Prepare } else { Job::Rest };
@@ -188,6 +193,7 @@ impl Keeper {
     /// Makes the next segment's file out of a retired one, or removes it.
     fn dispose(&mut self, segment: Segment) -> Result<(), WalError> {
         self.lock.check(&self.shared.dir)?;
+        self.archive(&segment)?;
         let whole =
             segment.bytes.max(segment.file_bytes) >= self.shared.options.segment_bytes / 16 * 15;
         let room = self.desk.lock().spares.len() < SPARES_MAX;
@@ -228,6 +234,34 @@ impl Keeper {
         Ok(())
     }
 
+    /// Archives a segment, if that is what is to become of it and has not been done.
+    fn archive(&mut self, segment: &Segment) -> Result<(), WalError> {
+        let Retire::Archive(options) = &self.shared.options.retire else { return Ok(()) };
+        if segment.key.is_none() || self.archived == Some(segment.number) {
+            return Ok(());
+        }
+        let Segment { path, number, last, .. } = segment;
+        match archive(&*self.storage, path, *number, *last, options) {
+            Ok(_) => {}
+            Err(WalError::Io { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && !self.exists(path) =>
+            {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        self.archived = Some(*number);
+        self.shared.lock().counters.archived += 1;
+        if let Err(error) = prune(&*self.storage, options, SystemTime::now()) {
+            tracing::warn!(%error, "old archives stay for now");
+        }
+        Ok(())
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        self.storage.open(path, false).is_ok()
+    }
+
     fn recycle(&mut self, segment: &Segment) -> Result<Option<Spare>, WalError> {
         let generation = self.shared.lock().generation;
         let path = self.spare_path();
@@ -265,10 +299,7 @@ impl Keeper {
         Ok(())
     }
 
-    fn write_zeros(
-        &self,
-        path: &std::path::Path,
-    ) -> Result<Option<Box<dyn StorageFile>>, WalError> {
+    fn write_zeros(&self, path: &Path) -> Result<Option<Box<dyn StorageFile>>, WalError> {
         let failed = |source| WalError::io("prepare the segment", path, source);
         let bytes = self.shared.options.segment_bytes;
         let file = self.storage.create(path).map_err(failed)?;

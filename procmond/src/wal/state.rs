@@ -48,6 +48,7 @@ pub(crate) struct Counters {
     pub(crate) prepared: u64,
     pub(crate) recycled: u64,
     pub(crate) deleted: u64,
+    pub(crate) archived: u64,
     pub(crate) rewrites: u64,
     pub(crate) busy: u64,
     /// Records refused for want of disk, by kind.
