@@ -51,6 +51,7 @@ mod histogram;
 mod inspect;
 mod keeper;
 mod lock;
+mod offline;
 #[cfg(test)]
 mod model;
 mod policy;
@@ -68,7 +69,13 @@ mod writer;
 pub use archive::{ArchiveOptions, Compression, Retire};
 pub use error::WalError;
 pub use histogram::{BUCKETS, Histogram};
-pub use inspect::{Inspection, Problem, ProblemKind, SegmentIdentity, SegmentReport, inspect};
+pub use inspect::{
+    Inspection, Problem, ProblemKind, SegmentIdentity, SegmentReport, inspect, inspect_files,
+};
+pub use offline::{
+    Compaction, Field, FoundRecord, LogEntry, LogFiles, Progress, Repair, RepairAction, compact,
+    find_record, read_files, repair,
+};
 pub use policy::{RotateEvery, SyncMode};
 pub use reader::{Entry, EntryRef, LostReason, Record, RecordRef, WalReader};
 #[cfg(test)]

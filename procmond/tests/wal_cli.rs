@@ -184,3 +184,243 @@ fn a_wrong_directory_is_a_usage_error() {
     assert_eq!(code, 2);
     assert!(err.contains("holds no log"), "{err}");
 }
+
+/// What every record that can be read says, by its sequence, and the gaps.
+fn exported(dir: &Path, more: &[&str]) -> (Vec<u64>, Vec<(u64, u64, String)>) {
+    let (code, lines) = json(&[&["export"], more].concat(), dir);
+    assert_eq!(code, 0);
+    let (mut records, mut gaps) = (Vec::new(), Vec::new());
+    for line in lines {
+        if line["type"] == "gap" {
+            let number = |name: &str| line[name].as_u64().unwrap();
+            let reason = line["reason"].as_str().unwrap().to_owned();
+            gaps.push((number("first_sequence"), number("last_sequence"), reason));
+        } else {
+            let sequence = line["sequence"].as_u64().unwrap();
+            let payload: String = format!("payload {sequence:04}")
+                .bytes()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            assert_eq!(line["event"]["undecodable"], payload, "these are no events");
+            assert_eq!(line["time_ns"], sequence);
+            records.push(sequence);
+        }
+    }
+    (records, gaps)
+}
+
+#[test]
+fn records_are_exported_with_the_gaps_between_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let live = log(dir.path());
+    assert_eq!(exported(dir.path(), &[]), ((1..=300).collect(), vec![]), "a live log");
+    assert_eq!(
+        exported(dir.path(), &["--from", "99", "--to", "201"]).0,
+        (99..=201).collect::<Vec<_>>()
+    );
+    assert_eq!(exported(dir.path(), &["--since", "1970-01-01T00:00:00.000000250Z"]).0.len(), 51);
+    assert_eq!(exported(dir.path(), &["--kind", "start"]).0.len(), 300, "kind 1 is a start");
+    assert_eq!(exported(dir.path(), &["--kind", "stop,gap"]).0.len(), 0);
+    drop(live);
+    damage(&segment(dir.path(), 2), b"payload 0150", b'P');
+    let (records, gaps) = exported(dir.path(), &[]);
+    assert_eq!(records, (1..=300).filter(|&n| n != 150).collect::<Vec<_>>());
+    assert_eq!(gaps, [(150, 150, "damaged".to_owned())]);
+    fs::remove_file(segment(dir.path(), 2)).unwrap();
+    let (records, gaps) = exported(dir.path(), &[]);
+    assert_eq!(gaps.len(), 1);
+    assert_eq!(gaps[0].2, "missing");
+    assert_eq!(records.len() as u64 + gaps[0].1 - gaps[0].0 + 1, 300);
+    let (code, out, _) = procmond(&["export"], dir.path());
+    assert_eq!(code, 0);
+    assert!(out.contains(&format!("records up to {} are missing --", gaps[0].1)), "{out}");
+}
+
+#[test]
+fn one_record_is_explained_byte_by_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(log(dir.path()));
+    let (code, lines) = json(&["inspect", "--record", "150"], dir.path());
+    assert_eq!(code, 0);
+    let [record] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!(record["segment"], 2);
+    let bytes = fs::read(segment(dir.path(), 2)).unwrap();
+    let offset = record["offset"].as_u64().unwrap() as usize;
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut at = 0;
+    for field in record["fields"].as_array().unwrap() {
+        assert_eq!(field["at"], at, "no byte is left out");
+        let length = field["bytes"].as_str().unwrap().len() / 2;
+        assert_eq!(field["bytes"], hex(&bytes[offset + at..offset + at + length]));
+        at += length;
+    }
+    assert_eq!(at, 32);
+    assert_eq!(record["payload"], hex(b"payload 0150"));
+    let (code, out, _) = procmond(&["inspect", "--record", "150"], dir.path());
+    assert_eq!(code, 0);
+    assert!(out.contains("right: CRC-32 of bytes 8 to 44"), "{out}");
+    let (code, _, err) = procmond(&["inspect", "--record", "301"], dir.path());
+    assert_eq!(code, 1);
+    assert!(err.contains("record 301 is not in these files"), "{err}");
+    damage(&segment(dir.path(), 2), b"payload 0150", b'P');
+    let (code, _, err) = procmond(&["inspect", "--record", "150"], dir.path());
+    assert_eq!((code, err.as_str()), (1, "procmond: record 150 is damaged\n"));
+}
+
+/// Repairs, and checks that all is accounted for and stays so when the log is opened.
+fn repaired(dir: &Path) -> Vec<(u64, u64)> {
+    let before = exported(dir, &[]);
+    let (code, out, err) = procmond(&["repair"], dir);
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(procmond(&["verify"], dir).0, 0, "{out}");
+    let after = exported(dir, &[]);
+    assert_eq!(after.0, before.0, "{out}");
+    let gaps: Vec<_> = after.1.iter().map(|(first, last, _)| (*first, *last)).collect();
+    let lost: Vec<_> = before.1.iter().map(|(first, last, _)| (*first, *last)).collect();
+    assert_eq!(gaps[..lost.len()], lost, "{out}");
+    let (_, again, _) = procmond(&["repair"], dir);
+    assert!(again.starts_with("sound: ") || again.contains("known gap"), "{again}");
+    assert!(!again.contains("kept in"), "nothing is left to mend: {again}");
+    let (log, recovery) = WriteAheadLog::open(dir, WalOptions::default()).unwrap();
+    assert_eq!(recovery.torn, None);
+    let first = log.last().next();
+    let sequence = log.submit(1, first.0 as i64, format!("payload {first:04}").as_bytes()).unwrap();
+    log.durable_blocking(sequence).unwrap();
+    drop(log);
+    let (mut records, _) = exported(dir, &[]);
+    assert_eq!(records.pop(), Some(sequence.0));
+    assert_eq!(records, before.0);
+    gaps
+}
+
+#[test]
+fn repair_keeps_every_record_that_can_be_read() {
+    type Hurt = fn(&Path);
+    let cases: [(&str, Hurt, &[(u64, u64)]); 6] = [
+        (
+            "a record",
+            |dir| {
+                damage(&segment(dir, 2), b"payload 0150", b'P');
+            },
+            &[(150, 150)],
+        ),
+        (
+            "a header",
+            |dir| {
+                damage(&segment(dir, 1), b"DEYEWAL", 0);
+            },
+            &[],
+        ),
+        (
+            "a torn tail",
+            |dir| {
+                let whole = fs::read(segment(dir, 3)).unwrap();
+                fs::write(segment(dir, 3), &whole[..whole.len() - 125]).unwrap();
+            },
+            &[],
+        ),
+        (
+            "a foreign file",
+            |dir| {
+                let other = tempfile::tempdir().unwrap();
+                drop(log(other.path()));
+                fs::copy(segment(other.path(), 1), segment(dir, 1)).unwrap();
+            },
+            &[(1, 128)],
+        ),
+        ("a missing segment", |dir| fs::remove_file(segment(dir, 2)).unwrap(), &[(129, 256)]),
+        (
+            "a segment that nothing names",
+            |dir| fs::write(segment(dir, 2), [0x55; 6000]).unwrap(),
+            &[(129, 256)],
+        ),
+    ];
+    for (what, hurt, expected) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        drop(log(dir.path()));
+        hurt(dir.path());
+        let state: Vec<_> = (1..=3).map(|n| fs::read(segment(dir.path(), n)).ok()).collect();
+        assert_eq!(procmond(&["verify"], dir.path()).0, 1, "{what}");
+        let gaps = repaired(dir.path());
+        assert_eq!(gaps.len(), expected.len(), "{what}: {gaps:?}");
+        for (gap, expected) in gaps.iter().zip(expected) {
+            assert_eq!(gap, expected, "{what}");
+        }
+        // Each file that is not what it was is among the copies.
+        let copies: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("repair-"))
+            .collect();
+        let [copies] = &copies[..] else { panic!("{what}: {copies:?}") };
+        for (index, before) in state.iter().enumerate() {
+            let path = segment(dir.path(), index as u64 + 1);
+            let now = fs::read(&path).ok();
+            if before.is_some() && &now != before {
+                let copy = fs::read(copies.join(path.file_name().unwrap())).ok();
+                assert!(&copy == before, "{what}: {path:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lost_newest_segment_gives_no_sequence_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(log(dir.path()));
+    let bytes = fs::metadata(segment(dir.path(), 3)).unwrap().len();
+    fs::write(segment(dir.path(), 3), vec![0x55; bytes as usize]).unwrap();
+    let gaps = repaired(dir.path());
+    assert_eq!(gaps.len(), 1);
+    assert!(gaps[0].0 == 257 && gaps[0].1 >= 300, "{gaps:?}");
+}
+
+#[test]
+fn repair_and_compact_refuse_a_directory_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let _live = log(dir.path());
+    for command in ["repair", "compact"] {
+        let (code, out, err) = procmond(&[command], dir.path());
+        assert_eq!((code, out.as_str()), (1, ""), "{command}");
+        let pid = format!("the process with pid {}", std::process::id());
+        assert!(err.contains(&pid), "{command}: {err}");
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(procmond(&[command], empty.path()).0, 2);
+        assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0, "no lock file is left");
+    }
+}
+
+#[test]
+fn compacting_leaves_what_is_not_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let live = log(dir.path());
+    live.acknowledge(Sequence(200)).unwrap();
+    live.close().unwrap();
+    let (stream, epoch) = (live.stream(), live.epoch_at(Sequence(200)));
+    drop(live);
+    let (code, lines) = json(&["compact"], dir.path());
+    assert_eq!(code, 0);
+    assert_eq!(lines[0]["watermark"], 200);
+    assert!(lines[0]["bytes_after"].as_u64() < lines[0]["bytes_before"].as_u64());
+    assert_eq!(procmond(&["verify"], dir.path()).0, 0);
+    assert_eq!(exported(dir.path(), &[]), ((201..=300).collect(), vec![]));
+    let (again, recovery) = WriteAheadLog::open(dir.path(), WalOptions::default()).unwrap();
+    assert_eq!((again.stream(), again.epoch_at(Sequence(200))), (stream, epoch));
+    assert_eq!((recovery.watermark, recovery.last), (Sequence(200), Sequence(300)));
+    assert_eq!(recovery.damage, []);
+    again.acknowledge(Sequence(300)).unwrap();
+    again.close().unwrap();
+    assert_eq!(procmond(&["compact"], dir.path()).0, 0);
+    assert_eq!(exported(dir.path(), &[]), (vec![], vec![]));
+    let (empty, recovery) = WriteAheadLog::open(dir.path(), WalOptions::default()).unwrap();
+    assert_eq!(empty.stream(), stream);
+    assert_eq!((recovery.watermark, recovery.last), (Sequence(300), Sequence(300)));
+    drop(empty);
+
+    let dir = tempfile::tempdir().unwrap();
+    drop(log(dir.path()));
+    damage(&segment(dir.path(), 2), b"payload 0150", b'P');
+    let (code, out, err) = procmond(&["compact"], dir.path());
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("is damaged"), "{err}");
+}

@@ -1,5 +1,6 @@
-//! `procmond wal`: looking into a log directory. Takes no lock and changes nothing, so it may be
-//! used while procmond is running.
+//! `procmond wal`: looking into a log directory and archives, reading them out, mending and
+//! compacting a log. Only the last two take the lock and change anything; the others may be used
+//! while procmond is running.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -10,7 +11,17 @@ use daemoneye_lib::display::escape;
 use daemoneye_lib::stream::Sequence;
 use serde_json::{Value, json};
 
-use crate::wal::{Inspection, Problem, ProblemKind, SegmentReport, inspect};
+use crate::wal::{
+    Compression, Inspection, LogFiles, Problem, ProblemKind, Progress, SegmentReport, WalError,
+    inspect_files,
+};
+
+mod export;
+mod mend;
+mod progress;
+mod record;
+
+const USAGE: u8 = 2;
 
 /// Arguments of `procmond wal`.
 #[derive(Args, Debug)]
@@ -22,45 +33,95 @@ pub struct WalArgs {
 #[derive(Subcommand, Debug)]
 enum WalCommand {
     /// List the segments: what they hold, how far they are committed, how they are
-    Inspect(DirArgs),
+    Inspect(InspectArgs),
     /// Check every byte, and name the damage exactly
     #[command(after_help = "Exit code 0: the log is sound. 1: it is damaged, or cannot be read.")]
-    Verify(DirArgs),
+    Verify(FilesArgs),
+    /// Mend a damaged log: nothing that can be read is lost, what cannot is accounted for
+    #[command(after_help = "What is changed is copied into <DIR>/repair-<time> first.")]
+    Repair(mend::MendArgs),
+    /// Remove what is committed, and what files hold behind their last record
+    Compact(mend::MendArgs),
+    /// Print the events, and the gaps between them
+    Export(export::ExportArgs),
 }
 
 #[derive(Args, Debug)]
-struct DirArgs {
+struct InspectArgs {
+    #[command(flatten)]
+    files: FilesArgs,
+    /// Explain one record, byte by byte
+    #[arg(long, value_name = "SEQUENCE")]
+    record: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+struct FilesArgs {
     /// The log directory
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "archive")]
+    dir: Option<PathBuf>,
+    /// An archive directory or a segment file, packed or not; may be given several times
+    #[arg(long, value_name = "PATH")]
+    archive: Vec<PathBuf>,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
 }
 
-/// Looks into a log directory.
+impl FilesArgs {
+    /// The files, if they are there.
+    fn files(&self) -> Result<LogFiles, ExitCode> {
+        if let Some(dir) = &self.dir
+            && !dir.is_dir()
+        {
+            return Err(usage(&format!(
+                "{} is not a directory; name a log directory with --dir",
+                escape(dir.as_os_str().as_encoded_bytes())
+            )));
+        }
+        if let Some(missing) = self.archive.iter().find(|path| !path.exists()) {
+            return Err(usage(&format!(
+                "{} is not there; name an archive directory or a segment file with --archive",
+                escape(missing.as_os_str().as_encoded_bytes())
+            )));
+        }
+        Ok(LogFiles { dir: self.dir.clone(), archives: self.archive.clone() })
+    }
+
+    /// Says that there is no segment.
+    fn empty(&self) -> ExitCode {
+        let path = self.dir.as_ref().or(self.archive.first());
+        let shown = path.map(|path| escape(path.as_os_str().as_encoded_bytes()).to_string());
+        usage(&format!(
+            "{} holds no log: it has no file like procmond-00001.wal",
+            shown.unwrap_or_default()
+        ))
+    }
+}
+
+/// Does what was asked.
 #[must_use]
 pub fn run(args: &WalArgs) -> ExitCode {
-    const USAGE: u8 = 2;
-    let (WalCommand::Inspect(args) | WalCommand::Verify(args), verify) = match &args.command {
-        command @ WalCommand::Inspect(_) => (command, false),
-        command @ WalCommand::Verify(_) => (command, true),
-    };
-    let shown = escape(args.dir.as_os_str().as_encoded_bytes());
-    if !args.dir.is_dir() {
-        eprintln!("procmond: {shown} is not a directory; name a log directory with --dir");
-        return ExitCode::from(USAGE);
-    }
-    let inspection = match inspect(&args.dir) {
-        Ok(inspection) => inspection,
-        Err(error) => {
-            eprintln!("procmond: {error}");
-            return ExitCode::FAILURE;
+    let done = match &args.command {
+        WalCommand::Inspect(InspectArgs { files, record: Some(sequence) }) => {
+            record::explain(files, Sequence(*sequence))
         }
+        WalCommand::Inspect(InspectArgs { files, record: None }) => look(files, false),
+        WalCommand::Verify(files) => look(files, true),
+        WalCommand::Repair(args) => mend::repair(args),
+        WalCommand::Compact(args) => mend::compact(args),
+        WalCommand::Export(args) => export::export(args),
     };
+    done.unwrap_or_else(|code| code)
+}
+
+fn look(args: &FilesArgs, verify: bool) -> Result<ExitCode, ExitCode> {
+    let files = args.files()?;
+    let progress = Progress::default();
+    let inspection = progress::shown(&progress, || inspect_files(&files, &progress));
+    let inspection = inspection.map_err(|error| failed(&error))?;
     if inspection.segments.is_empty() {
-        eprintln!("procmond: {shown} holds no log: it has no file like procmond-00001.wal");
-        return ExitCode::from(USAGE);
+        return Err(args.empty());
     }
     let mut out = io::stdout().lock();
     let printed = match (verify, args.json) {
@@ -69,16 +130,30 @@ pub fn run(args: &WalArgs) -> ExitCode {
         (true, false) => print_problems(&mut out, &inspection),
         (true, true) => print_problems_json(&mut out, &inspection),
     };
-    match printed.and_then(|()| out.flush()) {
-        Ok(()) if verify && !inspection.is_sound() => ExitCode::FAILURE,
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has enough, `head` for instance.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("procmond: cannot write to standard output: {error}");
-            ExitCode::FAILURE
+    written(printed.and_then(|()| out.flush()))?;
+    let sound = !verify || inspection.is_sound();
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn usage(message: &str) -> ExitCode {
+    eprintln!("procmond: {message}");
+    ExitCode::from(USAGE)
+}
+
+fn failed(error: &WalError) -> ExitCode {
+    eprintln!("procmond: {error}");
+    ExitCode::FAILURE
+}
+
+/// Whoever reads standard output may have enough of it, `head` for instance.
+fn written(result: io::Result<()>) -> Result<(), ExitCode> {
+    result.map_err(|error| {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return ExitCode::SUCCESS;
         }
-    }
+        eprintln!("procmond: cannot write to standard output: {error}");
+        ExitCode::FAILURE
+    })
 }
 
 fn print_segments(out: &mut impl Write, inspection: &Inspection) -> io::Result<()> {
@@ -100,6 +175,11 @@ fn print_segments(out: &mut impl Write, inspection: &Inspection) -> io::Result<(
             "good".to_owned()
         } else {
             segment.problems.iter().map(describe).collect::<Vec<_>>().join("; ")
+        };
+        let health = match (segment.archived, packed(segment)) {
+            (true, Some(packing)) => format!("{health} (archive, {packing})"),
+            (true, None) => format!("{health} (archive)"),
+            _ => health,
         };
         writeln!(
             out,
@@ -135,7 +215,11 @@ fn print_segments_json(out: &mut impl Write, inspection: &Inspection) -> io::Res
             "records": segment.records,
             "bytes": segment.bytes,
             "watermark": identity.map(|identity| identity.watermark),
-            "sound": segment.problems.is_empty(),
+            "file_bytes": segment.file_bytes,
+            "packed": packed(segment),
+            "archived": segment.archived,
+            "second": segment.second,
+            "sound": segment.is_sound(),
             "problems": segment.problems.iter().map(problem_json).collect::<Vec<_>>(),
         });
         writeln!(out, "{object}")?;
@@ -173,6 +257,15 @@ fn print_problems_json(out: &mut impl Write, inspection: &Inspection) -> io::Res
     writeln!(out, "{}", total_json(inspection))
 }
 
+/// How a segment is packed, if it is.
+const fn packed(segment: &SegmentReport) -> Option<&'static str> {
+    match segment.compression {
+        Compression::None => None,
+        Compression::Gzip => Some("gzip"),
+        Compression::Zstd => Some("zstd"),
+    }
+}
+
 fn name(segment: &SegmentReport) -> String {
     let name = segment.path.file_name().unwrap_or_default();
     escape(name.as_encoded_bytes()).to_string()
@@ -190,6 +283,9 @@ fn describe(problem: &Problem) -> String {
     );
     match kind {
         ProblemKind::Header => "header damaged, read by its copy; no record lost".to_owned(),
+        ProblemKind::Gap => format!("known gap at byte {from}: {lost}"),
+        ProblemKind::CutShort => format!("archive cut short at byte {from}: its end is missing"),
+        ProblemKind::Packing => format!("cannot be unpacked beyond byte {from}"),
         ProblemKind::Damaged if from == to => format!("hole at byte {from}: {lost}"),
         ProblemKind::TornTail => format!(
             "torn tail, bytes {from} to {to} are no whole record; the next start cuts them off"
@@ -235,7 +331,9 @@ struct Total {
 
 impl Total {
     fn of(inspection: &Inspection) -> Self {
-        let segments = &inspection.segments;
+        // What is there twice counts once.
+        let segments: Vec<_> =
+            inspection.segments.iter().filter(|segment| !segment.second).collect();
         let problems = segments.iter().flat_map(|segment| &segment.problems);
         let ranges = segments.iter().filter_map(|segment| segment.range);
         Self {

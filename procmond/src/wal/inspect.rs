@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
-use super::format::Label;
-use super::segment::{self, Contents, Ends, FileName};
-use super::storage::{OsStorage, Storage};
-use super::{LostRange, LostReason, WalError};
+use super::format::{CONTROL_BYTES, FRAME_BYTES, FrameHead, HEADER_BYTES, KIND_CONTROL, Label};
+use super::offline::catalogue::{Catalogue, Found, Group, Place, read_full};
+use super::segment::{self, Contents, Ends};
+use super::storage::{OsStorage, StorageFile};
+use super::{Compression, LogFiles, LostRange, LostReason, Progress, WalError};
 
 /// How long a live log's last write is waited for before its tail is called torn.
 const TAIL_PATIENCE: Duration = Duration::from_millis(20);
@@ -23,11 +24,11 @@ const LOOKS_MAX: usize = 5;
 /// A log as its files say.
 #[derive(Debug, Clone, Default)]
 pub struct Inspection {
-    /// The stream its newest readable segment belongs to; none if no segment can be read.
+    /// The stream of the log directory, or of the newest archives; none if no segment can be read.
     pub stream: Option<StreamId>,
-    /// The highest watermark found.
+    /// The highest watermark found in that stream.
     pub watermark: Sequence,
-    /// The segments, oldest first.
+    /// The segments, oldest first; those of other streams before.
     pub segments: Vec<SegmentReport>,
 }
 
@@ -38,14 +39,25 @@ pub struct SegmentReport {
     pub number: u64,
     /// The file.
     pub path: PathBuf,
-    /// Its length.
+    /// Where its last whole frame ends. What follows has no meaning.
     pub bytes: u64,
+    /// What the file takes on disk: more if it was written ahead, less if it is packed.
+    pub file_bytes: u64,
+    /// How it is packed.
+    pub compression: Compression,
+    /// Whether it is an archive, or a copy that stands with the archives.
+    pub archived: bool,
+    /// Whether it is the archive of a segment that is listed as well. Its records are not counted
+    /// again.
+    pub second: bool,
     /// What it says of itself, if anything in it still does.
     pub identity: Option<SegmentIdentity>,
     /// The first and the last sequence it is there for; none if it holds none.
     pub range: Option<(Sequence, Sequence)>,
     /// Whole records in it.
     pub records: u64,
+    /// Why it could not be unpacked to its end.
+    pub fault: Option<String>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
 }
@@ -91,6 +103,13 @@ pub enum ProblemKind {
     Foreign,
     /// The segment before it is missing.
     PredecessorMissing,
+    /// An archive that does not end as archives do.
+    CutShort,
+    /// It cannot be unpacked to its end.
+    Packing,
+    /// Records known to be lost: a control record bears witness to them. The segment is as it was
+    /// written, and this alone does not make it unsound.
+    Gap,
 }
 
 impl ProblemKind {
@@ -104,15 +123,26 @@ impl ProblemKind {
             Self::Unreadable => "unreadable",
             Self::Foreign => "foreign",
             Self::PredecessorMissing => "predecessor_missing",
+            Self::CutShort => "cut_short",
+            Self::Packing => "packing",
+            Self::Gap => "gap",
         }
     }
 }
 
-impl Inspection {
-    /// Whether nothing is wrong.
+impl SegmentReport {
+    /// Whether it is as it was written.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.segments.iter().all(|segment| segment.problems.is_empty())
+        self.problems.iter().all(|problem| problem.kind == ProblemKind::Gap)
+    }
+}
+
+impl Inspection {
+    /// Whether everything is as it was written.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.segments.iter().all(SegmentReport::is_sound)
     }
 }
 
@@ -122,173 +152,247 @@ impl Inspection {
 /// [`WalError::Io`] if the directory or a file cannot be read, [`WalError::UnknownFormat`] if a
 /// newer program wrote it. Damage is no error.
 pub fn inspect(dir: &Path) -> Result<Inspection, WalError> {
+    inspect_files(&dir.into(), &Progress::default())
+}
+
+/// Reads all of a log, of archives, or of both.
+///
+/// # Errors
+/// As [`inspect()`].
+pub fn inspect_files(files: &LogFiles, progress: &Progress) -> Result<Inspection, WalError> {
     for _ in 1..LOOKS_MAX {
-        if let (inspection, false) = look(dir)? {
+        if let (inspection, false) = look(files, progress)? {
             return Ok(inspection);
         }
     }
-    Ok(look(dir)?.0)
-}
-
-struct Found {
-    number: u64,
-    path: PathBuf,
-    bytes: u64,
-    header_whole: bool,
-    label: Option<Label>,
+    Ok(look(files, progress)?.0)
 }
 
 /// One look, and whether files went away during it.
-fn look(dir: &Path) -> Result<(Inspection, bool), WalError> {
-    let storage = OsStorage;
-    let names = storage.list(dir).map_err(|source| WalError::io("list", dir, source))?;
-    let mut numbers: Vec<_> = names
-        .iter()
-        .filter_map(|name| match FileName::parse(name) {
-            Some(FileName::Segment(number)) => Some(number),
-            _ => None,
-        })
-        .collect();
-    numbers.sort_unstable();
-    let mut found = Vec::new();
-    let mut vanished = false;
-    for number in numbers {
-        let path = FileName::Segment(number).path(dir);
-        let file = match storage.open(&path, false) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                vanished = true;
-                continue;
-            }
-            Err(source) => return Err(WalError::io("open", &path, source)),
-        };
-        let header_whole = segment::has_whole_header(&*file, &path)?;
-        let label = segment::read_label(&*file, &path, number)?;
-        let bytes = file.len().map_err(|source| WalError::io("read", &path, source))?;
-        found.push(Found { number, path, bytes, header_whole, label });
+fn look(files: &LogFiles, progress: &Progress) -> Result<(Inspection, bool), WalError> {
+    let catalogue = Catalogue::look(&OsStorage, files, progress)?;
+    let mut vanished = catalogue.vanished;
+    let mut inspection = Inspection::default();
+    for group in &catalogue.groups {
+        let live = files.dir.is_some() && group.stream == catalogue.stream;
+        let (reports, watermark) = report(group, live, progress, &mut vanished)?;
+        inspection.segments.extend(reports);
+        if group.stream.is_some() {
+            (inspection.stream, inspection.watermark) = (group.stream, watermark);
+        }
     }
-    let inspection = report(&found, &mut vanished)?;
+    for found in &catalogue.foreign {
+        let mut report = SegmentReport::of(found);
+        if let Some(label) = &found.label {
+            report.identify(label);
+        }
+        report.problem(ProblemKind::Foreign, 0, found.bytes, None);
+        inspection.segments.push(report);
+    }
+    if files.dir.is_some() && files.archives.is_empty() {
+        inspection.segments.sort_by_key(|report| report.number);
+    }
     Ok((inspection, vanished))
 }
 
-fn report(found: &[Found], vanished: &mut bool) -> Result<Inspection, WalError> {
-    let newest = found.iter().rev().find_map(|segment| segment.label);
-    let mut inspection =
-        Inspection { stream: newest.map(|label| label.stream), ..Inspection::default() };
+/// What there is to say about the segments of one stream, and its watermark.
+fn report(
+    group: &Group,
+    live: bool,
+    progress: &Progress,
+    vanished: &mut bool,
+) -> Result<(Vec<SegmentReport>, Sequence), WalError> {
+    let mut reports: Vec<SegmentReport> = Vec::new();
+    let mut watermark = Sequence::NONE;
     // The end of what has been read, once something has.
     let mut last: Option<Sequence> = None;
-    for (index, segment) in found.iter().enumerate() {
-        let replaced = newest.and_then(|newest| newest.replaces);
-        if replaced.is_some() && segment.label.map(|label| label.stream) == replaced {
-            // The rest of a stream that has ended; the next opening removes it.
-            continue;
-        }
-        let bytes = segment.bytes;
-        let mut report = SegmentReport {
-            number: segment.number,
-            path: segment.path.clone(),
-            bytes,
-            identity: None,
-            range: None,
-            records: 0,
-            problems: Vec::new(),
-        };
-        let following = found[index + 1..]
-            .iter()
-            .find(|later| later.label.is_some_and(|l| Some(l.stream) == inspection.stream));
-        match segment.label {
-            Some(label) if Some(label.stream) == inspection.stream => {
-                if let Some(last) = last.filter(|last| label.first > last.next()) {
-                    let kind = ProblemKind::PredecessorMissing;
-                    let lost = Some((last.next(), label.first.prev(), LostReason::Missing));
-                    report.problem(kind, 0, 0, lost);
+    // Where the first readable one begins, and which of the reports that is.
+    let mut begins = None;
+    for (index, found) in group.segments.iter().enumerate() {
+        let mut report = SegmentReport::of(found);
+        report.second = group.is_second(index);
+        if let Some(label) = found.label {
+            if let Some(last) = last.filter(|last| label.first > last.next()) {
+                let kind = ProblemKind::PredecessorMissing;
+                report.problem(
+                    kind,
+                    0,
+                    0,
+                    Some((last.next(), label.first.prev(), LostReason::Missing)),
+                );
+            }
+            begins.get_or_insert((reports.len(), label.first));
+            let ends = group.ends(index);
+            let Some(read) = read(found, &label, ends, progress)? else {
+                *vanished = true;
+                continue;
+            };
+            report.fill(found, &label, ends, read);
+            let upto = report.range.map_or(label.first.prev(), |(_, upto)| upto);
+            last = Some(last.map_or(upto, |last| last.max(upto)));
+            watermark = watermark.max(report.identity.map_or(watermark, |it| it.watermark));
+        } else {
+            let first = last.map(Sequence::next);
+            let until = group.following(index).map(|(_, label)| label.first.prev());
+            let lost = match (first, until) {
+                (Some(first), Some(until)) if first <= until => {
+                    last = Some(until);
+                    Some((first, until, LostReason::Damaged))
                 }
-                let ends = following
-                    .filter(|following| following.number == segment.number + 1)
-                    .and_then(|following| following.label)
-                    .map(|following| Ends::At(following.first.prev().max(label.first.prev())))
-                    .unwrap_or(if following.is_none() { Ends::Open } else { Ends::Left });
-                let Some(contents) = read(segment, &label, ends)? else {
-                    *vanished = true;
-                    continue;
-                };
-                report.fill(segment, &label, &contents, following.is_none());
-                last = Some(contents.last);
-                inspection.watermark = inspection.watermark.max(contents.newest.watermark);
-            }
-            Some(label) => {
-                report.identify(&label);
-                report.problem(ProblemKind::Foreign, 0, bytes, None);
-            }
-            None => {
-                let first = last.map(Sequence::next);
-                let until = following.and_then(|following| following.label).map(|l| l.first.prev());
-                let lost = match (first, until) {
-                    (Some(first), Some(until)) if first <= until => {
-                        last = Some(until);
-                        Some((first, until, LostReason::Damaged))
-                    }
-                    _ => None,
-                };
-                report.range = lost.map(|(first, until, _)| (first, until));
-                report.problem(ProblemKind::Unreadable, 0, bytes, lost);
-            }
+                _ => None,
+            };
+            report.range = lost.map(|(first, until, _)| (first, until));
+            report.problem(ProblemKind::Unreadable, 0, found.bytes, lost);
         }
-        inspection.segments.push(report);
+        reports.push(report);
     }
     // Acknowledged segments are deleted one by one, and a crash may keep any of the deletions.
-    let watermark = inspection.watermark;
-    for segment in &mut inspection.segments {
-        segment.problems.retain(|problem| {
+    for report in &mut reports {
+        report.problems.retain(|problem| {
             problem.kind != ProblemKind::PredecessorMissing
                 || problem.lost.is_none_or(|lost| lost.last > watermark)
         });
     }
-    Ok(inspection)
+    // Only what was acknowledged may be missing before the first.
+    if let Some((at, first)) = begins.filter(|&(_, first)| live && first > watermark.next()) {
+        let lost = (watermark.next(), first.prev());
+        match reports[..at].last_mut() {
+            Some(unreadable) => {
+                unreadable.problems.clear();
+                unreadable.range = Some(lost);
+                let lost = Some((lost.0, lost.1, LostReason::Damaged));
+                unreadable.problem(ProblemKind::Unreadable, 0, unreadable.file_bytes, lost);
+            }
+            None => {
+                let lost = Some((lost.0, lost.1, LostReason::Missing));
+                reports[at].problem(ProblemKind::PredecessorMissing, 0, 0, lost);
+            }
+        }
+    }
+    Ok((reports, watermark))
 }
 
-/// Reads a segment, unless it is gone; the last one again for a while as long as its end is not whole, because a live
-/// log may be writing there.
-fn read(segment: &Found, label: &Label, ends: Ends) -> Result<Option<Contents>, WalError> {
-    let file = match OsStorage.open(&segment.path, false) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(WalError::io("open", &segment.path, source)),
-    };
-    let mut contents = segment::read_contents(&*file, &segment.path, label, ends)?;
+/// What was read of a segment.
+struct Read {
+    contents: Contents,
+    compression: Compression,
+    fault: Option<String>,
+    cut_short: bool,
+    /// Its holes that a control record stands behind.
+    gaps: Vec<bool>,
+}
+
+/// Reads a segment, unless it is gone. The last one is read again for a while as long as its end
+/// is not whole: a live log may be writing there.
+fn read(
+    found: &Found,
+    label: &Label,
+    ends: Ends,
+    progress: &Progress,
+) -> Result<Option<Read>, WalError> {
+    let Some(opened) = found.open(&OsStorage, progress)? else { return Ok(None) };
+    let file = opened.file();
+    let mut contents = segment::read_contents(file, &found.path, label, ends)?;
+    if found.place == Place::Log && ends == Ends::Open {
+        contents = wait_for_end(found, file, label, contents)?;
+    }
+    if found.place == Place::Log && !found.is_there(&OsStorage)? {
+        return Ok(None);
+    }
+    let failed = |source| WalError::io("read", &found.path, source);
+    let mut gaps = Vec::with_capacity(contents.damage.len());
+    for hole in &contents.damage {
+        let witnessed = hole.from == hole.to && has_control_at(file, hole.to).map_err(failed)?;
+        gaps.push(witnessed);
+    }
+    let mut cut_short = false;
+    if found.place == Place::Archive && opened.compression() == Compression::None {
+        let at = contents.torn.start.saturating_sub(CONTROL_BYTES as u64);
+        cut_short = !has_control_at(file, at).map_err(failed)?;
+    }
+    let (compression, fault) = (opened.compression(), opened.fault());
+    Ok(Some(Read { contents, compression, fault, cut_short, gaps }))
+}
+
+/// Reads the end of a segment again until it is whole, or has not moved for a while. One that
+/// moves is being written, and is no torn one.
+fn wait_for_end(
+    found: &Found,
+    file: &dyn StorageFile,
+    label: &Label,
+    mut contents: Contents,
+) -> Result<Contents, WalError> {
+    let before = contents.torn.start;
     for _ in 1..TAIL_LOOKS {
-        if ends != Ends::Open || contents.torn.is_empty() {
+        if contents.torn.is_empty() {
             break;
         }
         thread::sleep(TAIL_PATIENCE);
-        contents = segment::read_contents(&*file, &segment.path, label, ends)?;
+        contents = segment::read_contents(file, &found.path, label, Ends::Open)?;
     }
-    Ok(Some(contents))
+    if contents.torn.start != before {
+        contents.torn.end = contents.torn.start;
+    }
+    Ok(contents)
+}
+
+/// Whether the frame that stands here, whole if it is one, is a control record.
+fn has_control_at(file: &dyn StorageFile, offset: u64) -> io::Result<bool> {
+    let mut head = [0; FRAME_BYTES];
+    let got = read_full(file, &mut head, offset)?;
+    Ok(FrameHead::read(&head[..got]).is_some_and(|head| head.kind == KIND_CONTROL))
 }
 
 impl SegmentReport {
+    fn of(found: &Found) -> Self {
+        Self {
+            number: found.number,
+            path: found.path.clone(),
+            bytes: found.bytes,
+            file_bytes: found.bytes,
+            compression: Compression::None,
+            archived: found.place != Place::Log,
+            second: false,
+            identity: None,
+            range: None,
+            records: 0,
+            fault: None,
+            problems: Vec::new(),
+        }
+    }
+
     fn identify(&mut self, label: &Label) {
         let Label { stream, epoch, watermark, .. } = *label;
         self.identity = Some(SegmentIdentity { stream, epoch, watermark });
     }
 
-    fn fill(&mut self, segment: &Found, label: &Label, contents: &Contents, newest: bool) {
+    fn fill(&mut self, found: &Found, label: &Label, ends: Ends, read: Read) {
+        let contents = read.contents;
         self.identify(&contents.newest);
-        self.bytes = contents.length;
+        self.bytes = contents.torn.start;
+        self.compression = read.compression;
         self.records = contents.records;
         self.range = (contents.last >= label.first).then_some((label.first, contents.last));
-        if !segment.header_whole {
-            self.problem(ProblemKind::Header, 0, super::format::HEADER_BYTES as u64, None);
+        if !found.header_whole {
+            self.problem(ProblemKind::Header, 0, HEADER_BYTES as u64, None);
         }
-        for damage in &contents.damage {
+        for (damage, gap) in contents.damage.iter().zip(read.gaps) {
             // A hole without a damaged byte was left when a new stream could not carry them over.
             let reason =
                 if damage.from < damage.to { LostReason::Damaged } else { LostReason::Missing };
             let lost = damage.lost.map(|(first, last)| (first, last, reason));
-            self.problem(ProblemKind::Damaged, damage.from, damage.to, lost);
+            let kind = if gap { ProblemKind::Gap } else { ProblemKind::Damaged };
+            self.problem(kind, damage.from, damage.to, lost);
         }
-        if newest && !contents.torn.is_empty() {
-            let Range { start, end } = contents.torn;
+        let Range { start, end } = contents.torn;
+        if read.fault.is_some() {
+            self.problem(ProblemKind::Packing, start, end, None);
+            self.fault = read.fault;
+        } else if read.cut_short {
+            self.problem(ProblemKind::CutShort, start, end, None);
+        } else if start < end && found.place == Place::Archive {
+            self.problem(ProblemKind::Damaged, start, end, None);
+        } else if start < end && ends == Ends::Open {
             self.problem(ProblemKind::TornTail, start, end, None);
         }
     }

@@ -31,15 +31,18 @@ impl Copied {
         Self { key, label: Label { rest: Rest::Nothing, ..label }, upto }
     }
 
-    /// The same without the records up to a watermark, which the copy remembers.
-    pub(crate) fn after(self, newest: &Label) -> Self {
-        let label = Label {
-            first: self.label.first.max(newest.watermark.next()),
-            watermark: newest.watermark,
-            watermark_epoch: newest.watermark_epoch,
-            ..self.label
-        };
-        Self { label, upto: self.upto.max(label.first.prev()), ..self }
+    /// The same without the records up to the newest label's watermark, which the copy remembers.
+    pub(crate) fn after(mut self, newest: &Label) -> Self {
+        self.label.watermark = newest.watermark;
+        self.label.watermark_epoch = newest.watermark_epoch;
+        self.from(self.label.first.max(newest.watermark.next()))
+    }
+
+    /// The same, there for the records from this one on: those it does not have are lost.
+    pub(crate) fn from(mut self, first: Sequence) -> Self {
+        self.label.first = first;
+        self.upto = self.upto.max(first.prev());
+        self
     }
 
     /// Writes the copy.

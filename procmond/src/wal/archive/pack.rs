@@ -131,6 +131,21 @@ impl Opened {
         }
     }
 
+    pub(crate) const fn compression(&self) -> Compression {
+        match self {
+            Self::Plain(_) => Compression::None,
+            Self::Packed(file) => file.compression,
+        }
+    }
+
+    /// What the file takes on disk.
+    pub(crate) fn stored_bytes(&self) -> io::Result<u64> {
+        match self {
+            Self::Plain(file) => file.len(),
+            Self::Packed(file) => file.packed.len(),
+        }
+    }
+
     /// Why unpacking has ended early, if it has. What came before is good.
     pub(crate) fn fault(&self) -> Option<String> {
         match self {
@@ -143,7 +158,17 @@ impl Opened {
 /// Opens a segment for reading. Whether it is packed is seen by its name or, if that says nothing,
 /// by its first bytes.
 pub(crate) fn open_unpacked(storage: &dyn Storage, path: &Path) -> Result<Opened, WalError> {
+    open_unpacked_by(storage, path, &|file| file)
+}
+
+/// The same with something between us and the file.
+pub(crate) fn open_unpacked_by(
+    storage: &dyn Storage,
+    path: &Path,
+    wrap: &dyn Fn(Box<dyn StorageFile>) -> Box<dyn StorageFile>,
+) -> Result<Opened, WalError> {
     let file = storage.open(path, false).map_err(|source| WalError::io("open", path, source))?;
+    let file = wrap(file);
     let extension = path.extension().and_then(|extension| extension.to_str());
     let compression = match extension {
         Some("wal") => Compression::None,

@@ -1,0 +1,235 @@
+//! `procmond wal export`: the events in a log, and what is missing between them.
+
+use std::fmt::Write as _;
+use std::io::{self, BufWriter, Write};
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use daemoneye_lib::display::escape;
+use daemoneye_lib::models::event::{Event, EventKind};
+use daemoneye_lib::stream::{Sequence, wall_clock_ns};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::record::decoded;
+use super::{FilesArgs, failed, progress, written};
+use crate::wal::{LogEntry, Progress, read_files};
+
+#[derive(Args, Debug)]
+pub(super) struct ExportArgs {
+    #[command(flatten)]
+    files: FilesArgs,
+    /// From this sequence on
+    #[arg(long, value_name = "SEQUENCE")]
+    from: Option<u64>,
+    /// Up to this sequence
+    #[arg(long, value_name = "SEQUENCE")]
+    to: Option<u64>,
+    /// Only events at or after T: RFC 3339 (2026-01-31T12:00:00Z) or so long ago (30s, 10m, 2h, 1d)
+    #[arg(long, value_name = "T", value_parser = since_now)]
+    since: Option<i64>,
+    /// Only events of this kind; may be given several times, or as a list with commas
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    kind: Vec<Kind>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Start,
+    Stop,
+    Modify,
+    Gap,
+}
+
+impl Kind {
+    const fn byte(self) -> u8 {
+        match self {
+            Self::Start => EventKind::Start.as_u8(),
+            Self::Stop => EventKind::Stop.as_u8(),
+            Self::Modify => EventKind::Modify.as_u8(),
+            Self::Gap => EventKind::Gap.as_u8(),
+        }
+    }
+}
+
+pub(super) fn export(args: &ExportArgs) -> Result<ExitCode, ExitCode> {
+    let files = args.files.files()?;
+    let range = Sequence(args.from.unwrap_or(0))..=Sequence(args.to.unwrap_or(u64::MAX >> 1));
+    let mut out = BufWriter::new(io::stdout().lock());
+    let mut printed = Ok(());
+    let mut visit = |entry: LogEntry<'_>| {
+        let Some(line) = line(args, entry) else { return ControlFlow::Continue(()) };
+        printed = writeln!(out, "{line}");
+        if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    let progress = Progress::default();
+    let read = progress::shown(&progress, || read_files(&files, range, &progress, &mut visit));
+    written(printed.and_then(|()| out.flush()))?;
+    read.map_err(|error| failed(&error))?;
+    if progress.bytes().1 == 0 {
+        return Err(args.files.empty());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is printed for an entry, if anything is.
+fn line(args: &ExportArgs, entry: LogEntry<'_>) -> Option<String> {
+    match entry {
+        LogEntry::Record { stream, sequence, epoch, timestamp_ns, kind, payload } => {
+            let wanted = args.since.is_none_or(|since| timestamp_ns >= since)
+                && (args.kind.is_empty() || args.kind.iter().any(|wanted| wanted.byte() == kind));
+            if !wanted {
+                return None;
+            }
+            let topic = EventKind::from_u8(kind).map(EventKind::topic);
+            if args.files.json {
+                return Some(one_line(&json!({
+                    "type": "event",
+                    "stream": stream.to_string(),
+                    "sequence": sequence,
+                    "epoch": epoch.to_string(),
+                    "topic": topic,
+                    "kind": kind,
+                    "time_ns": timestamp_ns,
+                    "event": event_json(payload),
+                })));
+            }
+            Some(format!("{sequence:>10}  {:<30}  {}", time(timestamp_ns), told(kind, payload)))
+        }
+        LogEntry::Lost { stream, first, last, reason, committed } => {
+            let missing = last.since(first.prev());
+            if args.files.json {
+                return Some(one_line(&json!({
+                    "type": "gap",
+                    "stream": stream.to_string(),
+                    "first_sequence": first,
+                    "last_sequence": last,
+                    "missing": missing,
+                    "reason": reason.to_string(),
+                    "committed": committed,
+                })));
+            }
+            let known = if committed { ", all of them committed" } else { "" };
+            Some(format!("{first:>10}  -- {missing} records up to {last} are {reason}{known} --"))
+        }
+    }
+}
+
+/// An event for people.
+fn told(kind: u8, payload: &[u8]) -> String {
+    match decoded(payload) {
+        Ok(Event::Process(event)) => {
+            let command = match &event.argv {
+                Some(argv) if !argv.is_empty() => argv.command_line(),
+                _ => event.name.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string),
+            };
+            let word = EventKind::from_u8(kind)
+                .map_or("?", |kind| kind.topic().rsplit('.').next().unwrap_or_default());
+            format!("{word:<6} {:>7}  {}", event.pid(), plain(&command))
+        }
+        Ok(Event::Gap(gap)) => {
+            let missing =
+                gap.missing.map_or_else(String::new, |missing| format!("{missing} missing, "));
+            format!("gap    {missing}{}: {}", gap.reason.as_str(), plain(&gap.detail))
+        }
+        Err(error) => {
+            format!("kind {kind}, {} bytes that are no event: {}", payload.len(), plain(&error))
+        }
+    }
+}
+
+/// Text that may be escaped already, made safe if it is not: backslashes stay as they are.
+fn plain(text: &str) -> String {
+    let parts: Vec<_> = text.split('\\').map(|part| escape(part.as_bytes()).to_string()).collect();
+    parts.join("\\")
+}
+
+/// A payload as JSON: the event, or what it is if it is none.
+pub(super) fn event_json(payload: &[u8]) -> Value {
+    match decoded(payload) {
+        Ok(event) => serde_json::to_value(event).unwrap_or_default(),
+        Err(error) => json!({"undecodable": hex(payload), "error": error}),
+    }
+}
+
+/// JSON on one line. It lets control characters from U+007F on stand in strings; a terminal would
+/// act upon them.
+pub(super) fn one_line(value: &Value) -> String {
+    let json = value.to_string();
+    if !json.chars().any(char::is_control) {
+        return json;
+    }
+    json.chars().fold(String::with_capacity(json.len() + 16), |mut safe, character| {
+        if character.is_control() {
+            // Writing to a string does not fail.
+            let _ = write!(safe, "\\u{:04x}", u32::from(character));
+        } else {
+            safe.push(character);
+        }
+        safe
+    })
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn time(time_ns: i64) -> String {
+    Timestamp::from_nanosecond(i128::from(time_ns))
+        .map_or_else(|_| format!("{time_ns} ns"), |time| format!("{time:.6}"))
+}
+
+fn since_now(text: &str) -> Result<i64, String> {
+    since(text, wall_clock_ns())
+}
+
+/// Reads a point in time, absolute or as an age at `now_ns`.
+fn since(text: &str, now_ns: i64) -> Result<i64, String> {
+    let unit = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3_600,
+        Some('d') => 86_400,
+        _ => 0,
+    };
+    let digits = &text[..text.len().saturating_sub(usize::from(unit > 0))];
+    if unit > 0 && !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        let count: i64 = digits.parse().unwrap_or(i64::MAX);
+        let age_ns = count.saturating_mul(unit).saturating_mul(1_000_000_000);
+        return Ok(now_ns.saturating_sub(age_ns));
+    }
+    let time: Timestamp = text.parse().map_err(|_| {
+        "neither a time like 2026-01-31T12:00:00Z nor an age like 30s, 10m, 2h or 1d".to_owned()
+    })?;
+    i64::try_from(time.as_nanosecond()).map_err(|_| "beyond the times that events have".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_in_time_are_read_in_both_forms() {
+        let second = 1_000_000_000;
+        let now = 1_000_000 * second;
+        assert_eq!(since("30s", now), Ok(now - 30 * second));
+        assert_eq!(since("1d", now), Ok(now - 86_400 * second));
+        assert_eq!(since("1970-01-01T00:00:10Z", now), Ok(10 * second));
+        for wrong in ["", "m", "-5m", "10", "yesterday", "µs", "２h"] {
+            assert!(since(wrong, now).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn no_control_character_survives() {
+        let line = one_line(&json!({"a": "x\u{9b}31m\u{7f}\n\u{1b}"}));
+        assert!(!line.chars().any(char::is_control), "{line:?}");
+        let back: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(back["a"], "x\u{9b}31m\u{7f}\n\u{1b}");
+        assert_eq!(plain("a\u{1b}[2J\\x1b"), "a\\x1b[2J\\x1b");
+    }
+}

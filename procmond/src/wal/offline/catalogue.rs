@@ -1,0 +1,365 @@
+//! Which segments there are, live and archived, and which of them belong together.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use daemoneye_lib::stream::{Sequence, StreamId};
+
+use super::super::WalError;
+use super::super::archive::ArchiveName;
+use super::super::archive::pack::{Opened, open_unpacked, open_unpacked_by};
+use super::super::format::{HEADER_BYTES, Header, Label, read_header};
+use super::super::segment::{self, Ends, FileName};
+use super::super::storage::{Storage, StorageFile};
+use super::{LogFiles, Progress};
+
+/// A segment file and what it says of itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) number: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) place: Place,
+    /// What the file takes on disk.
+    pub(crate) bytes: u64,
+    pub(crate) header_whole: bool,
+    pub(crate) label: Option<Label>,
+}
+
+/// Where a segment file was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In a log directory, where it may be written, or taken away, while it is read.
+    Log,
+    /// Among archives, under the name of one: it ends with a control record.
+    Archive,
+    /// Elsewhere: somebody's copy of a segment.
+    Copy,
+}
+
+/// The segments of one stream, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    /// `None` for segments that nothing in them names and that no log directory places.
+    pub(crate) stream: Option<StreamId>,
+    pub(crate) segments: Vec<Found>,
+}
+
+/// All segments.
+#[derive(Debug, Default)]
+pub(crate) struct Catalogue {
+    /// Streams whose archives were made earlier first; the log directory's own last.
+    pub(crate) groups: Vec<Group>,
+    /// Segments in the log directory that belong to another log.
+    pub(crate) foreign: Vec<Found>,
+    /// The stream of the log directory.
+    pub(crate) stream: Option<StreamId>,
+    /// Files went away while they were looked at.
+    pub(crate) vanished: bool,
+}
+
+impl Catalogue {
+    pub(crate) fn look(
+        storage: &dyn Storage,
+        files: &LogFiles,
+        progress: &Progress,
+    ) -> Result<Self, WalError> {
+        let mut catalogue = Self::default();
+        let mut archived = Vec::new();
+        for path in &files.archives {
+            catalogue.look_at_archives(storage, path, progress, &mut archived)?;
+        }
+        archived.sort_by_key(|(name, _)| *name);
+        for (_, found) in archived {
+            let stream = found.label.map(|label| label.stream);
+            match catalogue.groups.iter_mut().find(|group| group.stream == stream) {
+                Some(group) if stream.is_some() => group.segments.push(found),
+                _ => catalogue.groups.push(Group { stream, segments: vec![found] }),
+            }
+        }
+        if let Some(dir) = &files.dir {
+            catalogue.look_at_log(storage, dir, progress)?;
+        }
+        for group in &mut catalogue.groups {
+            // A segment before its archive: they hold the same, and one of them is enough.
+            group.segments.sort_by_key(|found| (found.number, found.place != Place::Log));
+        }
+        Ok(catalogue)
+    }
+
+    fn look_at_log(
+        &mut self,
+        storage: &dyn Storage,
+        dir: &Path,
+        progress: &Progress,
+    ) -> Result<(), WalError> {
+        let mut segments = Vec::new();
+        let mut next = Vec::new();
+        for name in list(storage, dir)? {
+            let (files, number) = match FileName::parse(&name) {
+                Some(FileName::Segment(number)) => (&mut segments, number),
+                Some(FileName::Next(number)) => (&mut next, number),
+                _ => continue,
+            };
+            let path = dir.join(name);
+            match Found::ask(storage, path, Some(number), Place::Log, progress)? {
+                Some(found) => files.push(found),
+                None => self.vanished = true,
+            }
+        }
+        segments.sort_by_key(|found| found.number);
+        let newest = segments.iter().rev().find_map(|found| found.label);
+        self.stream = newest.map(|label| label.stream);
+        // A new stream has begun with its first segment's name; the others get theirs at the next
+        // opening, which removes what is left of the stream before.
+        segments.extend(
+            next.into_iter()
+                .filter(|next| next.label.is_some_and(|label| Some(label.stream) == self.stream)),
+        );
+        let replaced = newest.and_then(|newest| newest.replaces);
+        let mut own = Vec::new();
+        for found in segments {
+            match found.label.map(|label| label.stream) {
+                Some(stream) if Some(stream) == replaced => {}
+                Some(stream) if Some(stream) != self.stream => self.foreign.push(found),
+                _ => own.push(found),
+            }
+        }
+        let at = self
+            .groups
+            .iter()
+            .position(|group| self.stream.is_some() && group.stream == self.stream);
+        let mut group = match at {
+            Some(at) => self.groups.remove(at),
+            None => Group { stream: self.stream, segments: Vec::new() },
+        };
+        group.segments.extend(own);
+        if !group.segments.is_empty() {
+            self.groups.push(group);
+        }
+        Ok(())
+    }
+
+    fn look_at_archives(
+        &mut self,
+        storage: &dyn Storage,
+        path: &Path,
+        progress: &Progress,
+        archived: &mut Vec<(Option<ArchiveName>, Found)>,
+    ) -> Result<(), WalError> {
+        let names = match storage.list(path) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let found = ask_archive(storage, path.to_owned(), name, progress)?;
+                archived.extend(found);
+                return Ok(());
+            }
+            Err(source) => return Err(WalError::io("list", path, source)),
+        };
+        for name in names {
+            let ours = ArchiveName::parse(&name).is_some()
+                || matches!(FileName::parse(&name), Some(FileName::Segment(_)));
+            if !ours {
+                continue;
+            }
+            match ask_archive(storage, path.join(&name), &name, progress)? {
+                Some(found) => archived.push(found),
+                // Its time was over.
+                None => self.vanished = true,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ask_archive(
+    storage: &dyn Storage,
+    path: PathBuf,
+    name: &str,
+    progress: &Progress,
+) -> Result<Option<(Option<ArchiveName>, Found)>, WalError> {
+    let archive = ArchiveName::parse(name);
+    let number = match (archive, FileName::parse(name)) {
+        (Some(archive), _) => Some(archive.number),
+        (None, Some(FileName::Segment(number))) => Some(number),
+        _ => None,
+    };
+    let place = if archive.is_some() { Place::Archive } else { Place::Copy };
+    Ok(Found::ask(storage, path, number, place, progress)?.map(|found| (archive, found)))
+}
+
+fn list(storage: &dyn Storage, dir: &Path) -> Result<Vec<String>, WalError> {
+    storage.list(dir).map_err(|source| WalError::io("list", dir, source))
+}
+
+impl Group {
+    /// How far a segment goes, judged by the one that follows.
+    pub(crate) fn ends(&self, index: usize) -> Ends {
+        let segment = &self.segments[index];
+        let following = self.following(index);
+        let first = segment.label.map_or(Sequence::NONE, |label| label.first);
+        match following {
+            Some((following, label)) if following.number == segment.number + 1 => {
+                Ends::At(label.first.prev().max(first.prev()))
+            }
+            Some(_) => Ends::Left,
+            None if segment.place == Place::Archive => Ends::Left,
+            None => Ends::Open,
+        }
+    }
+
+    /// The next segment that says where it begins.
+    pub(crate) fn following(&self, index: usize) -> Option<(&Found, Label)> {
+        let number = self.segments[index].number;
+        let later = self.segments[index + 1..].iter().filter(|later| later.number > number);
+        later.into_iter().find_map(|later| Some((later, later.label?)))
+    }
+
+    /// Whether a segment is the archive of one that is there as well.
+    pub(crate) fn is_second(&self, index: usize) -> bool {
+        let segment = &self.segments[index];
+        self.segments[..index].iter().any(|earlier| {
+            let same = |label: Label| (label.segment, label.salt);
+            earlier.label.is_some() && earlier.label.map(same) == segment.label.map(same)
+        })
+    }
+}
+
+impl Found {
+    /// `None` if the file is gone.
+    fn ask(
+        storage: &dyn Storage,
+        path: PathBuf,
+        number: Option<u64>,
+        place: Place,
+        progress: &Progress,
+    ) -> Result<Option<Self>, WalError> {
+        let opened = match open_unpacked(storage, &path) {
+            Ok(opened) => opened,
+            Err(WalError::Io { source, .. })
+                if place != Place::Copy && source.kind() == io::ErrorKind::NotFound =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let file = opened.file();
+        let failed = |source| WalError::io("read", &path, source);
+        let header_whole = segment::has_whole_header(file, &path)?;
+        let number = match number {
+            Some(number) => number,
+            // A name that says nothing: then the header has to.
+            None => header_number(file).map_err(failed)?.unwrap_or_default(),
+        };
+        let label = segment::read_label(file, &path, number)?;
+        let bytes = opened.stored_bytes().map_err(failed)?;
+        progress.expect(bytes);
+        Ok(Some(Self { number, path, place, bytes, header_whole, label }))
+    }
+
+    /// Opens it for reading; `None` if it is gone, or its file has become another segment's.
+    pub(crate) fn open(
+        &self,
+        storage: &dyn Storage,
+        progress: &Progress,
+    ) -> Result<Option<Opened>, WalError> {
+        let watched = |file| -> Box<dyn StorageFile> {
+            Box::new(Watched { file, progress: progress.clone(), seen: AtomicU64::new(0) })
+        };
+        match open_unpacked_by(storage, &self.path, &watched) {
+            Ok(opened) if self.is_still(opened.file())? => Ok(Some(opened)),
+            Ok(_) => Ok(None),
+            Err(WalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether an open file is still this segment: one that was retired may be written anew.
+    pub(crate) fn is_still(&self, file: &dyn StorageFile) -> Result<bool, WalError> {
+        if self.place != Place::Log || !self.header_whole {
+            return Ok(true);
+        }
+        let mut header = [0; HEADER_BYTES];
+        let got = read_full(file, &mut header, 0)
+            .map_err(|source| WalError::io("read", &self.path, source))?;
+        Ok(match read_header(&header[..got]) {
+            Header::Whole(label) => Some(label) == self.label,
+            _ => false,
+        })
+    }
+
+    /// Whether its name still leads to it.
+    pub(crate) fn is_there(&self, storage: &dyn Storage) -> Result<bool, WalError> {
+        Ok(self.open(storage, &Progress::default())?.is_some())
+    }
+}
+
+/// The number in a segment's header, whatever else is right with it.
+fn header_number(file: &dyn StorageFile) -> io::Result<Option<u64>> {
+    let mut header = [0; HEADER_BYTES];
+    let got = read_full(file, &mut header, 0)?;
+    Ok(match read_header(&header[..got]) {
+        Header::Whole(label) => Some(label.segment),
+        _ => None,
+    })
+}
+
+/// Reads until the buffer is full or the file ends.
+pub(crate) fn read_full(
+    file: &dyn StorageFile,
+    buffer: &mut [u8],
+    offset: u64,
+) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_some_at(&mut buffer[filled..], offset + filled as u64)? {
+            0 => break,
+            got => filled += got,
+        }
+    }
+    Ok(filled)
+}
+
+/// Counts what is read for the first time.
+struct Watched {
+    file: Box<dyn StorageFile>,
+    progress: Progress,
+    seen: AtomicU64,
+}
+
+impl StorageFile for Watched {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let got = self.file.read_at(buffer, offset)?;
+        let upto = offset + got as u64;
+        let seen = self.seen.fetch_max(upto, Ordering::Relaxed);
+        self.progress.advance(upto.saturating_sub(seen));
+        Ok(got)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.file.write_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn has_name(&self) -> io::Result<bool> {
+        self.file.has_name()
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        self.file.allocate(bytes)
+    }
+}
