@@ -2,7 +2,7 @@
 
 use procmond::wal::fuzzing::{control_again, header_again};
 
-use crate::decoder::{self, le};
+use crate::decoder::{self, Refusal, le};
 use crate::input::Input;
 
 pub fn label(data: &[u8]) {
@@ -43,7 +43,8 @@ fn control(bytes: &mut Vec<u8>, mend: bool) {
     // Behind nothing that could be a header, and nothing else that could be a frame.
     assert_eq!(
         again.is_some(),
-        decoder::frame(bytes, 0).is_some() && decoder::label(bytes, number).is_ok()
+        decoder::frame(bytes, 0).is_some()
+            && decoder::label(bytes, number) != Err(Refusal::Unreadable)
     );
     if let Some(again) = again
         && le(bytes, 32 + 44, 2) == 1

@@ -99,8 +99,9 @@ pub fn label(file: &[u8], number: u64) -> Result<&[u8], Refusal> {
             return if named { Ok(&header[16..]) } else { Err(Refusal::Unreadable) };
         }
     }
-    let labels = (0..file.len()).filter_map(|at| frame(file, at)?.label());
-    labels.into_iter().find(|label| le(label, 32, 8) == number).ok_or(Refusal::Unreadable)
+    let mut labels = (0..file.len()).filter_map(|at| frame(file, at)?.label());
+    let label = labels.find(|label| le(label, 32, 8) == number).ok_or(Refusal::Unreadable)?;
+    if le(label, 44, 2) == 1 { Ok(label) } else { Err(Refusal::Newer) }
 }
 
 /// Reads a segment. `next_first` is where the next one begins; `u64::MAX` if there are later ones
