@@ -244,7 +244,7 @@ impl Bench {
             Measurement::Cpu(ours) => self.cpu(ours),
             Measurement::Read(ours, limit) => self.read(ours, limit),
             Measurement::Open(to_open) => {
-                let opened = to_open.open(self.round % 2 == 0)?;
+                let opened = to_open.open(self.round.is_multiple_of(2))?;
                 let millis = |took: Duration| took.as_secs_f64() * 1e3;
                 self.report.ours("open_10g", Unit::Milliseconds, millis(opened.long));
                 self.report.limit("open_10g", Unit::Milliseconds, millis(opened.alone));
