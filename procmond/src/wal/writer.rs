@@ -64,6 +64,8 @@ pub(super) struct Active {
     /// The watermark in its last control record, or header.
     pub(super) watermark: Sequence,
     pub(super) began: Rotation,
+    /// The keeper was asked for the next one.
+    pub(super) asked: bool,
 }
 
 impl Active {
@@ -85,6 +87,7 @@ impl Active {
             sealed: true,
             watermark: label.watermark,
             began: Rotation::now(),
+            asked: false,
         }
     }
 
@@ -461,7 +464,9 @@ impl Writer {
             self.watermark_synced = active.watermark;
         }
         let segment_bytes = self.shared.options.segment_bytes;
-        if end - EMPTY_BYTES >= segment_bytes / PREPARE_AT {
+        // Once: the keeper is a thread that has to be woken.
+        if !active.asked && end - EMPTY_BYTES >= segment_bytes / PREPARE_AT {
+            active.asked = true;
             self.desk.want_spare();
         }
         Ok(())
