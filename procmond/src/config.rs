@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::event_bus_connector::ConnectorOptions;
 use crate::monitor::{INTERVAL_MAX, INTERVAL_MIN};
 use crate::source::SourceChoice;
-use crate::wal::WalOptions;
+use crate::wal::{ArchiveOptions, Compression, Retire, RotateEvery, SyncMode, WalOptions};
 
 /// The prefix of procmond's options in the environment.
 const PREFIX: &str = "PROCMOND";
@@ -44,6 +44,14 @@ pub struct Config {
     pub commit_bytes: u64,
     /// The most bytes the log takes on disk.
     pub disk_budget_bytes: u64,
+    /// When the log is made durable.
+    pub sync: SyncMode,
+    /// When a segment is left though it is not full.
+    pub rotate: Option<RotateEvery>,
+    /// What happens to committed segments.
+    pub retire: Retire,
+    /// Whether segments are prepared ahead.
+    pub prepare: bool,
     /// The most payload bytes kept in memory for delivery.
     pub window_bytes_max: u64,
     /// What to see processes with.
@@ -120,6 +128,12 @@ impl Config {
     fn declare(loader: &mut Loader) -> Self {
         let log = WalOptions::default();
         let ms = Duration::from_millis;
+        let wal_dir = loader.path(
+            "wal.dir",
+            &default_wal_dir(),
+            "The directory of the write-ahead log. One procmond holds it at a time.",
+        );
+        let retire = declare_retire(loader, &wal_dir);
         Self {
             collector_id: loader.parsed(
                 "collector.id",
@@ -134,11 +148,7 @@ impl Config {
                 HEARTBEAT,
                 "How often to tell the agent that all is well.",
             ),
-            wal_dir: loader.path(
-                "wal.dir",
-                &default_wal_dir(),
-                "The directory of the write-ahead log. One procmond holds it at a time.",
-            ),
+            wal_dir,
             segment_bytes: loader.bytes(
                 "wal.segment_bytes",
                 log.segment_bytes,
@@ -162,6 +172,20 @@ impl Config {
                 log.disk_budget_bytes,
                 2 * MB..=64 * TIB,
                 "The most the log may take on disk. Beyond it events are counted, not kept.",
+            ),
+            sync: declare_sync(loader),
+            rotate: loader.parsed(
+                "wal.rotate_every",
+                "off",
+                "off, midnight (UTC), or a time such as 6h or 1d, from 1m on",
+                rotate_every,
+                "When a segment is left for the next though it is not full.",
+            ),
+            retire,
+            prepare: loader.boolean(
+                "wal.prepare",
+                log.prepare,
+                "Whether segment files are written ahead, where that makes syncs cheaper.",
             ),
             window_bytes_max: loader.bytes(
                 "buffer.max_bytes",
@@ -206,9 +230,109 @@ impl Config {
             commit_bytes: usize::try_from(self.commit_bytes).unwrap_or(usize::MAX),
             disk_budget_bytes: self.disk_budget_bytes,
             max_record_bytes: EVENT_BYTES_MAX as u32,
+            sync: self.sync,
+            rotate: self.rotate,
+            retire: self.retire.clone(),
+            prepare: self.prepare,
             ..WalOptions::default()
         }
     }
+}
+
+/// When the log is made durable, out of three options.
+fn declare_sync(loader: &mut Loader) -> SyncMode {
+    #[derive(Clone, Copy)]
+    enum When {
+        Always,
+        Interval,
+        Os,
+    }
+    let when = loader.choice(
+        "wal.sync",
+        "always",
+        &[("always", When::Always), ("interval", When::Interval), ("os", When::Os)],
+        "When what is logged is made durable: before anybody hears of it, at intervals, or when the system likes.",
+    );
+    let every = loader.millis(
+        "wal.sync_every_ms",
+        Duration::from_millis(100),
+        Duration::from_millis(1)..=Duration::from_secs(60),
+        "With sync = \"interval\": the longest time something is written and not synced.",
+    );
+    let bytes = loader.bytes(
+        "wal.sync_bytes",
+        MB,
+        KB..=GIB,
+        "With sync = \"interval\": with this much written and not synced, the sync comes before.",
+    );
+    match when {
+        When::Always => SyncMode::Always,
+        When::Interval => SyncMode::Interval { every, bytes },
+        When::Os => SyncMode::Os,
+    }
+}
+
+/// What happens to committed segments, out of five options.
+fn declare_retire(loader: &mut Loader, wal_dir: &Path) -> Retire {
+    let archives = loader.choice(
+        "wal.retire",
+        "delete",
+        &[("delete", false), ("archive", true)],
+        "What happens to a segment when everything in it has been committed.",
+    );
+    let dir = loader.path(
+        "wal.archive_dir",
+        &wal_dir.join("archive"),
+        "With retire = \"archive\": where archives are kept. One log only.",
+    );
+    let compression = loader.choice(
+        "wal.archive_compression",
+        "none",
+        &[("none", Compression::None), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)],
+        "How archives are packed.",
+    );
+    let keep_for = loader.parsed(
+        "wal.archive_keep",
+        "7d",
+        "forever, or a time such as 12h or 7d",
+        |text| if text == "forever" { Some(None) } else { time(text).map(Some) },
+        "How long an archive is kept.",
+    );
+    let keep_bytes = loader.bytes(
+        "wal.archive_bytes",
+        0,
+        0..=64 * TIB,
+        "What all archives together may take; the oldest go first. 0 sets no limit.",
+    );
+    if !archives {
+        return Retire::Delete;
+    }
+    let keep_bytes = (keep_bytes > 0).then_some(keep_bytes);
+    Retire::Archive(ArchiveOptions { dir, compression, keep_for, keep_bytes })
+}
+
+fn rotate_every(text: &str) -> Option<Option<RotateEvery>> {
+    const AGE_MIN: Duration = Duration::from_secs(60);
+    match text {
+        "off" => Some(None),
+        "midnight" => Some(Some(RotateEvery::Midnight)),
+        _ => time(text).filter(|age| *age >= AGE_MIN).map(|age| Some(RotateEvery::Age(age))),
+    }
+}
+
+/// A time with its unit: `30m`, `6h`, `7d`.
+fn time(text: &str) -> Option<Duration> {
+    let unit = match text.bytes().last()? {
+        b's' => 1,
+        b'm' => 60,
+        b'h' => 3600,
+        b'd' => 24 * 3600,
+        _ => return None,
+    };
+    let digits = &text[..text.len() - 1];
+    let number: u32 =
+        digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())??;
+    Some(Duration::from_secs(u64::from(number) * unit))
 }
 
 /// The log's directory below the state directory, or below the working directory for a user who
@@ -251,7 +375,7 @@ mod tests {
             let (section, key) = option.key.split_once('.').unwrap();
             let value = table.get(section).and_then(|section| section.get(key));
             let value = value.unwrap_or_else(|| panic!("{} is not in the file", option.key));
-            if option.key != "wal.dir" {
+            if !["wal.dir", "wal.archive_dir"].contains(&option.key) {
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 assert_eq!(text, option.default, "{}", option.key);
             }
@@ -265,6 +389,36 @@ mod tests {
         let config = load(file, &[("PROCMOND_MONITOR__INTERVAL_MS", "250")]).unwrap();
         assert_eq!(config.interval, Duration::from_millis(250));
         assert_eq!(config.wal_dir, Path::new("/a"));
+    }
+
+    #[test]
+    fn the_logs_life_is_set_in_words() {
+        let config = load("", &[]).unwrap();
+        assert_eq!((config.sync, config.rotate, config.prepare), (SyncMode::Always, None, true));
+        assert!(matches!(config.wal_options().retire, Retire::Delete));
+        let file = "[wal]\ndir = \"/a\"\nsync = \"interval\"\nsync_every_ms = 50\n\
+                    rotate_every = \"6h\"\nretire = \"archive\"\narchive_keep = \"forever\"\n\
+                    archive_compression = \"zstd\"\narchive_bytes = \"5 GB\"\nprepare = false\n";
+        let options = load(file, &[]).unwrap().wal_options();
+        let every = Duration::from_millis(50);
+        assert_eq!(options.sync, SyncMode::Interval { every, bytes: 1_000_000 });
+        assert_eq!(options.rotate, Some(RotateEvery::Age(Duration::from_secs(6 * 3600))));
+        assert!(!options.prepare);
+        let Retire::Archive(archive) = options.retire else { panic!("{:?}", options.retire) };
+        assert_eq!(archive.dir, Path::new("/a/archive"));
+        assert_eq!(archive.compression, Compression::Zstd);
+        assert_eq!((archive.keep_for, archive.keep_bytes), (None, Some(5_000_000_000)));
+        let file =
+            "[wal]\nretire = \"archive\"\narchive_dir = \"/b\"\nrotate_every = \"midnight\"\n";
+        let config = load(file, &[("PROCMOND_WAL__SYNC", "os")]).unwrap();
+        assert_eq!((config.sync, config.rotate), (SyncMode::Os, Some(RotateEvery::Midnight)));
+        let Retire::Archive(archive) = config.retire else { panic!("{:?}", config.retire) };
+        assert_eq!(archive.dir, Path::new("/b"));
+        assert_eq!((archive.keep_for, archive.keep_bytes), (Some(ArchiveOptions::KEEP_FOR), None));
+        for wrong in ["", "7", "d", "1w", "+1d", "5s", "µ", "99999999999d"] {
+            let file = format!("[wal]\nrotate_every = \"{wrong}\"\n");
+            assert!(load(&file, &[]).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

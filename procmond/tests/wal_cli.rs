@@ -295,8 +295,8 @@ fn repaired(dir: &Path) -> Vec<(u64, u64)> {
 
 #[test]
 fn repair_keeps_every_record_that_can_be_read() {
-    type Hurt = fn(&Path);
-    let cases: [(&str, Hurt, &[(u64, u64)]); 6] = [
+    type Case = (&'static str, fn(&Path), &'static [(u64, u64)]);
+    let cases: [Case; 6] = [
         (
             "a record",
             |dir| {
