@@ -13,7 +13,7 @@
 //! ```
 
 #[path = "../../procmond/tests/golden/decoder.rs"]
-pub mod decoder;
+mod decoder;
 
 mod allocations;
 mod event;

@@ -185,8 +185,10 @@ fn by_the_document(files: &BTreeMap<String, Vec<u8>>) -> (Account, u64) {
             let upto = next_known.map_or(first - 1 + room, |next| next - 1);
             if last.is_none() && next_known.is_some() {
                 let begins = first.max((upto + 1).saturating_sub(room));
-                missing.push((first, begins - 1));
-                account.lose(first, begins - 1);
+                if begins <= upto {
+                    missing.push((first, begins - 1));
+                    account.lose(first, begins - 1);
+                }
                 first = begins;
             }
             account.lose(first, upto);

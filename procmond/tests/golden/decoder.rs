@@ -5,35 +5,35 @@ use std::ops::Range;
 
 /// Bytes that pass for a frame; under which salt they do is for the caller to compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frame<'a> {
-    pub span: (usize, usize),
-    pub salt: u32,
-    pub kind: u8,
-    pub before_in_commit: u64,
-    pub sequence: u64,
-    pub time_ns: i64,
-    pub payload: &'a [u8],
+pub(crate) struct Frame<'a> {
+    pub(crate) span: (usize, usize),
+    pub(crate) salt: u32,
+    pub(crate) kind: u8,
+    pub(crate) before_in_commit: u64,
+    pub(crate) sequence: u64,
+    pub(crate) time_ns: i64,
+    pub(crate) payload: &'a [u8],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry<'a> {
+pub(crate) enum Entry<'a> {
     Record(Frame<'a>),
     Lost { first: u64, last: u64, damaged: bool },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Segment<'a> {
-    pub label: &'a [u8],
-    pub watermark: u64,
-    pub entries: Vec<Entry<'a>>,
+pub(crate) struct Segment<'a> {
+    pub(crate) label: &'a [u8],
+    pub(crate) watermark: u64,
+    pub(crate) entries: Vec<Entry<'a>>,
     /// The last sequence it is there for.
-    pub last: u64,
+    pub(crate) last: u64,
     /// What a crash has left of the last commit, if this is the newest segment.
-    pub torn: Range<usize>,
+    pub(crate) torn: Range<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     Newer,
     Unreadable,
 }
@@ -41,11 +41,11 @@ pub enum Refusal {
 const LIMIT: u64 = 1 << 62;
 
 /// A little-endian integer.
-pub fn le(bytes: &[u8], at: usize, length: usize) -> u64 {
+pub(crate) fn le(bytes: &[u8], at: usize, length: usize) -> u64 {
     bytes[at..at + length].iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
 }
 
-pub fn frame(file: &[u8], at: usize) -> Option<Frame<'_>> {
+pub(crate) fn frame(file: &[u8], at: usize) -> Option<Frame<'_>> {
     let head = file.get(at..at + 32)?;
     let (length, sequence) = (le(head, 8, 4) as usize, le(head, 16, 8));
     if head[..4] != [0xd7, 0x57, 0x41, 0x4c] || length > 16 << 20 || sequence >= LIMIT {
@@ -86,7 +86,7 @@ fn is_label(bytes: &[u8]) -> bool {
     sane && (bytes[16..32] != bytes[..16] || bytes[..16] == [0; 16])
 }
 
-pub fn label(file: &[u8], number: u64) -> Result<&[u8], Refusal> {
+pub(crate) fn label(file: &[u8], number: u64) -> Result<&[u8], Refusal> {
     if let Some(header) = file.get(..104)
         && header[..8] == *b"DEYEWAL\x1a"
         && le(header, 12, 4) as u32 == crc32fast::hash(&[&header[..12], &header[16..]].concat())
@@ -106,7 +106,11 @@ pub fn label(file: &[u8], number: u64) -> Result<&[u8], Refusal> {
 
 /// Reads a segment. `next_first` is where the next one begins; `u64::MAX` if there are later ones
 /// but not the next, and none if it is the newest.
-pub fn read(file: &[u8], number: u64, next_first: Option<u64>) -> Result<Segment<'_>, Refusal> {
+pub(crate) fn read(
+    file: &[u8],
+    number: u64,
+    next_first: Option<u64>,
+) -> Result<Segment<'_>, Refusal> {
     let label = label(file, number)?;
     let (salt, first) = (le(label, 40, 4) as u32, le(label, 48, 8));
     let whole = |at| frame(file, at).filter(|f| f.salt == salt && f.position() >= first);
