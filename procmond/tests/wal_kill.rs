@@ -2,30 +2,18 @@
 //! receipt for is there, once, as it was.
 //!
 //! `E2E_ROUNDS=500 cargo test -p procmond --test wal_kill` for a long run.
-#![cfg(all(test, unix))]
+#![cfg(test)]
+#![cfg(unix)]
 
 #[path = "support/appender.rs"]
 mod appender;
 #[path = "support/random.rs"]
 mod random;
 
-use std::io::BufReader;
-use std::process::Child;
 use std::time::Duration;
 
-use appender::Ledger;
+use appender::{Appender, Ledger};
 use random::Random;
-
-/// Ends with the test, however that ends.
-struct Guarded(Child);
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        // It may have ended before.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn child() {
@@ -39,8 +27,7 @@ fn every_receipt_survives_kill_9() {
     let mut ledger = Ledger::default();
     let rounds = random::rounds(120);
     for round in 1..=rounds {
-        let mut child = Guarded(appender::start(dir.path(), random.next(), round));
-        let mut pipe = BufReader::new(child.0.stderr.take().unwrap());
+        let (child, mut pipe) = Appender::start(dir.path(), random.next(), round);
         if random.below(4) == 0 {
             // While it opens the log, or soon after: a moment nobody chose.
             std::thread::sleep(Duration::from_micros(random.below(15_000)));
@@ -49,8 +36,7 @@ fn every_receipt_survives_kill_9() {
             let errors = ledger.hear(&mut pipe, enough);
             assert_eq!(errors, [""; 0], "round {round}");
         }
-        child.0.kill().unwrap();
-        child.0.wait().unwrap();
+        child.kill();
         let errors = ledger.hear(&mut pipe, u64::MAX);
         assert_eq!(errors, [""; 0], "round {round}");
 

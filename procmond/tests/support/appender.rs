@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -19,22 +19,43 @@ const SEED: &str = "WAL_DRILL_SEED";
 const ROUND: &str = "WAL_DRILL_ROUND";
 const SINGLES: u64 = 3;
 
-/// Starts this test binary again as the process that appends; it has a test named `child` that
-/// calls [`append_until_ended`].
-pub fn start(dir: &Path, seed: u64, round: u64) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture"])
-        .env(DIR, dir)
-        .env(SEED, seed.to_string())
-        .env(ROUND, round.to_string())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+/// The process that appends. It does not outlive the test, however that ends.
+pub(crate) struct Appender(Child);
+
+impl Appender {
+    /// Starts this test binary again as that process; it has a test named `child` that calls
+    /// [`append_until_ended`]. What it says comes out of the pipe.
+    pub(crate) fn start(dir: &Path, seed: u64, round: u64) -> (Self, BufReader<ChildStderr>) {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture"])
+            .env(DIR, dir)
+            .env(SEED, seed.to_string())
+            .env(ROUND, round.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pipe = BufReader::new(child.stderr.take().unwrap());
+        (Self(child), pipe)
+    }
+
+    /// Kills it, with SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Appender {
+    fn drop(&mut self) {
+        // It may have ended before.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// The process that is ended; nothing to do when a person runs the tests.
-pub fn append_until_ended() {
+pub(crate) fn append_until_ended() {
     let Ok(dir) = std::env::var(DIR) else { return };
     let number = |name| std::env::var(name).unwrap().parse::<u64>().unwrap();
     let mut random = Random::seeded(number(SEED));
@@ -110,13 +131,13 @@ fn say(lines: &str) {
 
 /// What a record says, known from its number: mostly small, some longer than a page.
 fn body(id: u64) -> Vec<u8> {
-    let words = if id % 97 == 0 { 1000 } else { 1 + id % 40 };
+    let words = if id.is_multiple_of(97) { 1000 } else { 1 + id % 40 };
     id.to_le_bytes().repeat(words as usize)
 }
 
 /// What has been promised, and what was found to have been kept.
 #[derive(Default)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     /// Receipts by sequence, with the record's number.
     receipts: BTreeMap<u64, u64>,
     /// What the last opening returned: it has been told to somebody, so it must stay.
@@ -127,13 +148,17 @@ pub struct Ledger {
     stream: Option<StreamId>,
     epoch: Option<Epoch>,
     /// Receipts heard of altogether.
-    pub heard: u64,
+    pub(crate) heard: u64,
 }
 
 impl Ledger {
     /// Listens to a process until `enough` receipts have come, or it has ended. Returns what else it
     /// said: errors.
-    pub fn hear(&mut self, pipe: &mut BufReader<impl std::io::Read>, enough: u64) -> Vec<String> {
+    pub(crate) fn hear(
+        &mut self,
+        pipe: &mut BufReader<impl std::io::Read>,
+        enough: u64,
+    ) -> Vec<String> {
         let upto = self.heard.saturating_add(enough);
         let mut errors = Vec::new();
         let mut line = String::new();
@@ -158,7 +183,7 @@ impl Ledger {
     }
 
     /// Opens the log and compares: W1, W2, W6 and W7.
-    pub fn check(&mut self, dir: &Path, round: &str) {
+    pub(crate) fn check(&mut self, dir: &Path, round: &str) {
         let epoch = self.check_at(dir, round);
         assert!(self.epoch < Some(epoch), "{round}: {epoch:?} after {:?}", self.epoch);
         self.epoch = Some(epoch);
@@ -166,7 +191,7 @@ impl Ledger {
 
     /// The same with a copy, so that the next process finds the log as it was left, and may itself
     /// be ended while it mends that.
-    pub fn check_copy(&mut self, dir: &Path, round: &str) {
+    pub(crate) fn check_copy(&mut self, dir: &Path, round: &str) {
         let copy = tempfile::tempdir().unwrap();
         for entry in fs::read_dir(dir).unwrap() {
             let entry = entry.unwrap();
@@ -179,7 +204,12 @@ impl Ledger {
         let (log, recovery) = WriteAheadLog::open(dir, WalOptions::default()).unwrap();
         assert!(recovery.damage.is_empty(), "{round}: {:?}", recovery.damage);
         assert!(recovery.foreign.is_empty(), "{round}: {:?}", recovery.foreign);
-        assert_eq!(*self.stream.get_or_insert(log.stream()), log.stream(), "{round}");
+        if recovery.new_stream {
+            // Killed before the log had begun.
+            assert_eq!((self.stream, self.heard), (None, 0), "{round}: another stream");
+        } else {
+            assert_eq!(*self.stream.get_or_insert(log.stream()), log.stream(), "{round}");
+        }
         let watermark = recovery.watermark.0;
         let before = self.acknowledged_durably;
         assert!(watermark >= before, "{round}: the watermark went from {before} to {watermark}");

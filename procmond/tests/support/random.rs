@@ -3,11 +3,11 @@
 use std::hash::{BuildHasher, RandomState};
 
 /// The seed is printed, so that a failure can be tried again with `E2E_SEED`.
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// A new seed, or the one in `E2E_SEED`.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let given = std::env::var("E2E_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()));
         println!("E2E_SEED={seed}");
@@ -15,12 +15,12 @@ impl Random {
     }
 
     /// The choices that belong to a seed.
-    pub fn seeded(seed: u64) -> Self {
+    pub(crate) fn seeded(seed: u64) -> Self {
         Self(seed)
     }
 
     /// A number that can seed another.
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         // splitmix64
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -30,17 +30,17 @@ impl Random {
     }
 
     /// A number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
     /// One of these.
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 }
 
 /// How many rounds: `E2E_ROUNDS` for a long run, or so many as every build can wait for.
-pub fn rounds(every_build: u64) -> u64 {
+pub(crate) fn rounds(every_build: u64) -> u64 {
     std::env::var("E2E_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(every_build)
 }
