@@ -41,6 +41,10 @@ bench-wal *args:
 bench-bus *args:
     cargo bench -p daemoneye-eventbus --bench bus -- {{ args }}
 
+# Every fuzz target over its corpus, then on new inputs for so many seconds each.
+fuzz seconds="60":
+    fuzz/smoke {{ seconds }}
+
 # Exactly what CI runs.
 ci:
     .ci/run

@@ -51,9 +51,9 @@ mod histogram;
 mod inspect;
 mod keeper;
 mod lock;
-mod offline;
 #[cfg(test)]
 mod model;
+mod offline;
 mod policy;
 mod reader;
 mod recovery;
