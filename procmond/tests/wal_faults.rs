@@ -419,6 +419,7 @@ fn w8_procmond_outlives_a_limit_of_file_size_and_says_why_nothing_is_logged() {
         .args(["-c", "ulimit -S -f 1; exec \"$0\" run --source poll --interval 0.02"])
         .arg(env!("CARGO_BIN_EXE_procmond"))
         .env("PROCMOND_WAL__DIR", &dir)
+        .env("PROCMOND_SHUTDOWN__TIMEOUT_MS", "100")
         .env("DAEMONEYE_BROKER_SOCKET", base.path().join("nobody"))
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())

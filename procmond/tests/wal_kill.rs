@@ -1,5 +1,5 @@
 //! A process that appends from several threads is killed again and again: every record it had a
-//! receipt for is there, once, as it was.
+//! receipt for is there, once, as it was, however the log syncs.
 //!
 //! `E2E_ROUNDS=500 cargo test -p procmond --test wal_kill` for a long run.
 #![cfg(test)]
@@ -24,8 +24,8 @@ fn child() {
 fn every_receipt_survives_kill_9() {
     let dir = tempfile::tempdir().unwrap();
     let mut random = Random::new();
-    let mut ledger = Ledger::default();
-    let rounds = random::rounds(120);
+    let mut ledger = Ledger::new(false);
+    let rounds = random::rounds(60);
     for round in 1..=rounds {
         let (child, mut pipe) = Appender::start(dir.path(), random.next(), round);
         if random.below(4) == 0 {
@@ -46,6 +46,6 @@ fn every_receipt_survives_kill_9() {
             ledger.check_copy(dir.path(), &format!("round {round}, a copy"));
         }
     }
-    println!("{rounds} kills, {} receipts", ledger.heard);
-    assert!(ledger.heard > rounds * 50, "only {} receipts", ledger.heard);
+    println!("{rounds} kills, receipts {:?}, lost {:?}", ledger.heard, ledger.taken);
+    assert!(ledger.receipts_heard() > rounds * 50, "only {:?}", ledger.heard);
 }

@@ -68,7 +68,7 @@ fn drill(random: &mut Random, mode: &str, rounds: u64) {
     let mut disk = CutDisk::new(&image, &appears, random.next());
     let dir = mounted.join("log");
     let options = format!("data={mode}");
-    let mut ledger = Ledger::default();
+    let mut ledger = Ledger::new(true);
 
     for round in 1..=rounds {
         let file_system = Mounted::device(&disk.turn_on(), &mounted, &options);
@@ -94,6 +94,10 @@ fn drill(random: &mut Random, mode: &str, rounds: u64) {
     disk.turn_off();
     // Had the disk lost what disks do not lose, the file system would have suffered as well.
     run("e2fsck", &[OsStr::new("-fn"), image.as_os_str()]);
-    println!("{mode}: {rounds} cuts, {} flushes, {} receipts", disk.flushes(), ledger.heard);
-    assert!(ledger.heard > rounds * 5, "only {} receipts", ledger.heard);
+    let flushes = disk.flushes();
+    let Ledger { heard, taken, in_holes, .. } = &ledger;
+    println!("{mode}: {rounds} cuts, {flushes} flushes, receipts {heard:?}");
+    println!("{mode}: receipts lost {taken:?}, records lost before others {in_holes}");
+    assert!(ledger.receipts_heard() > rounds * 5, "only {heard:?}");
+    assert_eq!(taken.get("always").copied().unwrap_or_default(), 0);
 }

@@ -1,4 +1,4 @@
-//! A process that appends from several threads until it is ended, and says at once what it has been
+//! A process that appends in every way there is until it is ended, and says at once what it has been
 //! promised; and the ledger that holds the log to these promises afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,14 +10,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
-use procmond::wal::{Entry, NewRecord, WalError, WalOptions, WriteAheadLog};
+use procmond::wal::{
+    Entry, NewRecord, Promise, Receipt, SyncMode, WalError, WalOptions, WriteAheadLog,
+};
 
 use crate::random::Random;
 
 const DIR: &str = "WAL_DRILL_DIR";
 const SEED: &str = "WAL_DRILL_SEED";
 const ROUND: &str = "WAL_DRILL_ROUND";
-const SINGLES: u64 = 3;
+const FRAME_BYTES: u64 = 32;
+/// A batch, and what the other producers may have in queue at once.
+const BATCH_RECORDS: u64 = 40;
+const TASKS: u64 = 3;
+/// The most that goes into one commit: every producer waits for what it has appended.
+const COMMIT_BYTES: u64 = (BATCH_RECORDS + 1 + BLOCKING_RECORDS + TASKS) * 400 + 5 * LONGEST_BYTES;
+const BLOCKING_RECORDS: u64 = 4;
+const LONGEST_BYTES: u64 = 8000 + FRAME_BYTES;
 
 /// The process that appends. It does not outlive the test, however that ends.
 pub(crate) struct Appender(Child);
@@ -60,6 +69,7 @@ pub(crate) fn append_until_ended() {
     let number = |name| std::env::var(name).unwrap().parse::<u64>().unwrap();
     let mut random = Random::seeded(number(SEED));
     let options = options(&mut random);
+    say(&format!("o {} {}\n", mode_name(options.sync), loss_bytes(&options)));
     let (log, _) = match WriteAheadLog::open(Path::new(&dir), options) {
         Ok(opened) => opened,
         Err(error) => return say(&format!("e {error}\n")),
@@ -67,11 +77,10 @@ pub(crate) fn append_until_ended() {
     // No two records of any round are alike.
     let next = AtomicU64::new(number(ROUND) << 32);
     std::thread::scope(|scope| {
-        for thread in 0..=SINGLES {
-            let (log, next, random) = (&log, &next, Random::seeded(random.next()));
+        for how in [append_and_wait, append_batches, append_blocking, append_in_tasks] {
+            let producer = Producer { log: &log, next: &next, random: random.next() };
             scope.spawn(move || {
-                let batches = thread == SINGLES;
-                if let Err(error) = append(log, next, random, batches) {
+                if let Err(error) = how(&producer) {
                     say(&format!("e {error}\n"));
                 }
             });
@@ -81,48 +90,141 @@ pub(crate) fn append_until_ended() {
 
 /// Small segments, so that they are rotated, reused and deleted all the time.
 fn options(random: &mut Random) -> WalOptions {
+    let every = Duration::from_millis(random.pick(&[1, 10, 100]));
+    let interval = SyncMode::Interval { every, bytes: random.pick(&[4 << 10, 64 << 10]) };
     WalOptions {
         segment_bytes: random.pick(&[4 << 10, 16 << 10, 64 << 10, 1 << 20]),
         commit_delay: Duration::from_micros(random.pick(&[0, 0, 200, 1000])),
+        sync: random.pick(&[SyncMode::Always, interval, SyncMode::Os]),
         ..WalOptions::default()
     }
 }
 
-fn append(
-    log: &WriteAheadLog,
-    next: &AtomicU64,
-    mut random: Random,
-    batches: bool,
-) -> Result<(), WalError> {
-    loop {
-        let count = if batches { 1 + random.below(40) } else { 1 };
-        let from = next.fetch_add(count, Ordering::Relaxed);
-        let bodies: Vec<_> = (from..from + count).map(body).collect();
-        let records: Vec<_> = (from..)
-            .zip(&bodies)
-            .map(|(id, payload)| NewRecord { kind: 1, timestamp_ns: id as i64, payload })
-            .collect();
-        let last = loop {
-            match log.submit_all(&records) {
-                Err(WalError::Busy) => std::thread::yield_now(),
-                other => break other?,
-            }
+fn mode_name(sync: SyncMode) -> &'static str {
+    match sync {
+        SyncMode::Always => "always",
+        SyncMode::Interval { .. } => "interval",
+        SyncMode::Os => "os",
+    }
+}
+
+/// How much with a receipt a power cut may take.
+fn loss_bytes(options: &WalOptions) -> u64 {
+    match options.sync {
+        SyncMode::Always => 0,
+        SyncMode::Interval { bytes, .. } => bytes + COMMIT_BYTES,
+        // A segment is synced when it is left.
+        SyncMode::Os => options.segment_bytes.max(LONGEST_BYTES),
+    }
+}
+
+struct Producer<'a> {
+    log: &'a WriteAheadLog,
+    next: &'a AtomicU64,
+    random: u64,
+}
+
+impl Producer<'_> {
+    /// Numbers for the next records.
+    fn ids(&self, count: u64) -> std::ops::Range<u64> {
+        let from = self.next.fetch_add(count, Ordering::Relaxed);
+        from..from + count
+    }
+
+    /// Says what was promised of records that were appended together.
+    fn say_receipts(&self, receipt: Receipt, ids: std::ops::Range<u64>) {
+        let promise = match receipt.promise {
+            Promise::Synced => 'r',
+            Promise::Written => 'v',
         };
-        let receipt = log.durable_blocking(last)?;
-        let first = receipt.sequence.0 - (count - 1);
+        let first = receipt.sequence.0 + 1 - (ids.end - ids.start);
         // With one call and below PIPE_BUF, so that only whole lines arrive.
         let lines: Vec<_> =
-            (first..).zip(from..from + count).map(|(at, id)| format!("r {at} {id}\n")).collect();
+            (first..).zip(ids).map(|(at, id)| format!("{promise} {at} {id}\n")).collect();
         say(&lines.concat());
+    }
 
+    /// Now and then acknowledges something of what has a receipt.
+    fn acknowledge(&self, random: &mut Random, sequence: Sequence) -> Result<(), WalError> {
         if random.below(8) == 0 {
-            let upto = first.saturating_sub(random.below(300));
+            let upto = sequence.0.saturating_sub(1 + random.below(300));
             // Said before, because whatever happens it may be durable from then on.
             say(&format!("a {upto}\n"));
-            log.acknowledge(Sequence(upto))?;
-            say(&format!("w {}\n", log.stats().watermark_durable));
+            self.log.acknowledge(Sequence(upto))?;
+            say(&format!("w {}\n", self.log.stats().watermark_durable));
+        }
+        Ok(())
+    }
+}
+
+fn append_and_wait(producer: &Producer<'_>) -> Result<(), WalError> {
+    submit_and_wait(producer, |_| 1)
+}
+
+fn append_batches(producer: &Producer<'_>) -> Result<(), WalError> {
+    submit_and_wait(producer, |random| 1 + random.below(BATCH_RECORDS))
+}
+
+fn submit_and_wait(
+    producer: &Producer<'_>,
+    count: impl Fn(&mut Random) -> u64,
+) -> Result<(), WalError> {
+    let mut random = Random::seeded(producer.random);
+    loop {
+        let ids = producer.ids(count(&mut random));
+        let last = with_records(&ids, |records| {
+            loop {
+                match producer.log.submit_all(records) {
+                    Err(WalError::Busy) => std::thread::yield_now(),
+                    other => return other,
+                }
+            }
+        })?;
+        let receipt = producer.log.durable_blocking(last)?;
+        producer.say_receipts(receipt, ids);
+        producer.acknowledge(&mut random, receipt.sequence)?;
+    }
+}
+
+fn append_blocking(producer: &Producer<'_>) -> Result<(), WalError> {
+    let mut random = Random::seeded(producer.random);
+    loop {
+        let ids = producer.ids(1 + random.below(BLOCKING_RECORDS));
+        let receipt = with_records(&ids, |records| producer.log.append_blocking(records))?;
+        producer.say_receipts(receipt, ids);
+        producer.acknowledge(&mut random, receipt.sequence)?;
+    }
+}
+
+fn append_in_tasks(producer: &Producer<'_>) -> Result<(), WalError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let [one, two, three] = [1, 2, 3].map(|task| append_in_task(producer, task));
+    runtime.block_on(async { tokio::try_join!(one, two, three) }).map(drop)
+}
+
+/// The first of the tasks flushes now and then.
+async fn append_in_task(producer: &Producer<'_>, task: u64) -> Result<(), WalError> {
+    let mut random = Random::seeded(producer.random + task);
+    loop {
+        let ids = producer.ids(1);
+        let payload = body(ids.start);
+        let receipt = producer.log.append(1, ids.start as i64, &payload).await?;
+        producer.say_receipts(receipt, ids);
+        producer.acknowledge(&mut random, receipt.sequence)?;
+        if task == 1 && random.below(30) == 0 {
+            let synced = producer.log.flush().await?;
+            say(&format!("s {synced}\n"));
         }
     }
+}
+
+fn with_records<T>(ids: &std::ops::Range<u64>, append: impl FnOnce(&[NewRecord<'_>]) -> T) -> T {
+    let bodies: Vec<_> = ids.clone().map(body).collect();
+    let records: Vec<_> = (ids.start..)
+        .zip(&bodies)
+        .map(|(id, payload)| NewRecord { kind: 1, timestamp_ns: id as i64, payload })
+        .collect();
+    append(&records)
 }
 
 fn say(lines: &str) {
@@ -135,23 +237,52 @@ fn body(id: u64) -> Vec<u8> {
     id.to_le_bytes().repeat(words as usize)
 }
 
+/// A record that was promised to be there.
+#[derive(Debug, Clone, Copy)]
+struct Promised {
+    id: u64,
+    /// Whatever happens; otherwise as long as the power stays.
+    synced: bool,
+}
+
 /// What has been promised, and what was found to have been kept.
 #[derive(Default)]
 pub(crate) struct Ledger {
-    /// Receipts by sequence, with the record's number.
-    receipts: BTreeMap<u64, u64>,
+    /// Receipts by sequence.
+    receipts: BTreeMap<u64, Promised>,
     /// What the last opening returned: it has been told to somebody, so it must stay.
     told: BTreeMap<u64, u64>,
+    /// What the last opening said was lost.
+    lost: BTreeSet<u64>,
     /// The highest acknowledgement made, and the highest said to be durable.
     acknowledged: u64,
     acknowledged_durably: u64,
     stream: Option<StreamId>,
     epoch: Option<Epoch>,
-    /// Receipts heard of altogether.
-    pub(crate) heard: u64,
+    /// How the process that was heard last syncs, and how much of what it has written a power cut
+    /// may take.
+    mode: String,
+    loss_bytes: u64,
+    /// Whether processes end because the power goes, rather than by a kill.
+    power_goes: bool,
+    /// Receipts heard of altogether, by mode.
+    pub(crate) heard: BTreeMap<String, u64>,
+    /// Receipts that power cuts have taken, by mode. Nothing else takes any.
+    pub(crate) taken: BTreeMap<String, u64>,
+    /// Records lost before others that are there.
+    pub(crate) in_holes: u64,
 }
 
 impl Ledger {
+    pub(crate) fn new(power_goes: bool) -> Self {
+        Self { power_goes, ..Self::default() }
+    }
+
+    /// Receipts heard of.
+    pub(crate) fn receipts_heard(&self) -> u64 {
+        self.heard.values().sum()
+    }
+
     /// Listens to a process until `enough` receipts have come, or it has ended. Returns what else it
     /// said: errors.
     pub(crate) fn hear(
@@ -159,17 +290,28 @@ impl Ledger {
         pipe: &mut BufReader<impl std::io::Read>,
         enough: u64,
     ) -> Vec<String> {
-        let upto = self.heard.saturating_add(enough);
+        let mut left = enough;
         let mut errors = Vec::new();
         let mut line = String::new();
-        while self.heard < upto && pipe.read_line(&mut line).unwrap() > 0 {
+        while left > 0 && pipe.read_line(&mut line).unwrap() > 0 {
             let words: Vec<_> = line.split_whitespace().collect();
             let number = |at: usize| words[at].parse::<u64>().unwrap();
             match words.first() {
-                Some(&"r") => {
-                    let before = self.receipts.insert(number(1), number(2));
-                    assert_eq!(before, None, "a second receipt for {}", words[1]);
-                    self.heard += 1;
+                Some(&promise @ ("r" | "v")) => {
+                    let promised = Promised { id: number(2), synced: promise == "r" };
+                    let before = self.receipts.insert(number(1), promised);
+                    assert!(before.is_none(), "a second receipt for {}", words[1]);
+                    *self.heard.entry(self.mode.clone()).or_default() += 1;
+                    left -= 1;
+                }
+                Some(&"s") => {
+                    for (_, promised) in self.receipts.range_mut(..=number(1)) {
+                        promised.synced = true;
+                    }
+                }
+                Some(&"o") => {
+                    self.mode = words[1].to_owned();
+                    self.loss_bytes = number(2);
                 }
                 Some(&"a") => self.acknowledged = self.acknowledged.max(number(1)),
                 Some(&"w") => {
@@ -201,12 +343,12 @@ impl Ledger {
     }
 
     fn check_at(&mut self, dir: &Path, round: &str) -> Epoch {
+        let round = &format!("{round}, {}", self.mode);
         let (log, recovery) = WriteAheadLog::open(dir, WalOptions::default()).unwrap();
-        assert!(recovery.damage.is_empty(), "{round}: {:?}", recovery.damage);
         assert!(recovery.foreign.is_empty(), "{round}: {:?}", recovery.foreign);
         if recovery.new_stream {
-            // Killed before the log had begun.
-            assert_eq!((self.stream, self.heard), (None, 0), "{round}: another stream");
+            // Ended before the log had begun.
+            assert_eq!((self.stream, self.receipts_heard()), (None, 0), "{round}: another stream");
         } else {
             assert_eq!(*self.stream.get_or_insert(log.stream()), log.stream(), "{round}");
         }
@@ -219,39 +361,103 @@ impl Ledger {
         // What was acknowledged may be gone.
         self.receipts = self.receipts.split_off(&(watermark + 1));
         self.told = self.told.split_off(&(watermark + 1));
-        let found = read(&log, recovery.watermark.next(), round);
-        for (name, promised) in [("had a receipt", &self.receipts), ("was told", &self.told)] {
-            for (sequence, id) in promised {
-                let there = found.get(sequence);
-                assert_eq!(there, Some(id), "{round}: {sequence} {name}, {} found", found.len());
-            }
+        self.lost = self.lost.split_off(&(watermark + 1));
+        let Found { records, lost } = Found::read(&log, recovery.watermark.next(), round);
+        for (sequence, id) in &self.told {
+            let there = records.get(sequence);
+            assert_eq!(there, Some(id), "{round}: {sequence} was told, {} found", records.len());
         }
-        let distinct: BTreeSet<_> = found.values().collect();
-        assert_eq!(distinct.len(), found.len(), "{round}: a record is there twice");
-        assert_eq!(log.last().0, watermark + found.len() as u64, "{round}");
-        self.told = found;
+        self.check_receipts(&records, round);
+        // A hole is where a power cut has taken some of what was not synced and left what came
+        // after it; and it stays one.
+        for &sequence in lost.difference(&self.lost) {
+            let may_be = self.power_goes && self.loss_bytes > 0;
+            assert!(may_be, "{round}: {sequence} is lost");
+            self.in_holes += 1;
+        }
+        assert!(self.lost.is_subset(&lost), "{round}: what was lost is there again");
+        let reported = recovery.damage.iter().flat_map(|range| range.first.0..=range.last.0);
+        for sequence in reported.filter(|&sequence| sequence > watermark) {
+            assert!(
+                lost.contains(&sequence),
+                "{round}: {sequence} is said to be lost and is there"
+            );
+        }
+
+        let distinct: BTreeSet<_> = records.values().collect();
+        assert_eq!(distinct.len(), records.len(), "{round}: a record is there twice");
+        let known = (records.len() + lost.len()) as u64;
+        assert_eq!(log.last().0, watermark + known, "{round}");
+        self.told = records;
+        self.lost = lost;
+        // What lies beyond is gone, and its sequences are given again.
+        self.receipts.retain(|sequence, _| self.told.contains_key(sequence));
+        // What an opening has found is synced.
+        self.receipts.values_mut().for_each(|promised| promised.synced = true);
+        self.loss_bytes = 0;
         log.close().unwrap();
         log.epoch()
     }
+
+    /// Every receipt was true, as far as it went.
+    fn check_receipts(&mut self, records: &BTreeMap<u64, u64>, round: &str) {
+        let mut taken_bytes = 0;
+        let mut taken = 0;
+        for (sequence, promised) in &self.receipts {
+            match records.get(sequence) {
+                Some(id) => assert_eq!(*id, promised.id, "{round}: another record is {sequence}"),
+                None => {
+                    let may_be = self.power_goes && !promised.synced;
+                    assert!(may_be, "{round}: {sequence} had a receipt, {} found", records.len());
+                    taken += 1;
+                    taken_bytes += FRAME_BYTES + body(promised.id).len() as u64;
+                }
+            }
+        }
+        let at_most = self.loss_bytes;
+        assert!(taken_bytes <= at_most, "{round}: {taken_bytes} bytes lost, {at_most} may be");
+        if !self.mode.is_empty() {
+            *self.taken.entry(self.mode.clone()).or_default() += taken;
+        }
+    }
 }
 
-/// All records from a sequence on by sequence, contiguous and as they were written.
-fn read(log: &WriteAheadLog, from: Sequence, round: &str) -> BTreeMap<u64, u64> {
-    let mut reader = log.reader(from);
-    let mut found = BTreeMap::new();
-    let mut expected = from;
-    loop {
-        let batch = reader.next_batch(1 << 20).unwrap();
-        if batch.is_empty() {
-            return found;
-        }
-        for entry in batch {
-            let Entry::Record(record) = entry else { panic!("{round}: {entry:?}") };
-            assert_eq!(record.sequence, expected, "{round}");
-            let id = record.timestamp_ns as u64;
-            assert_eq!(record.payload, body(id), "{round}: record {expected}");
-            found.insert(expected.0, id);
-            expected = expected.next();
+/// What is in a log from a sequence on.
+#[derive(Default)]
+struct Found {
+    /// The records' numbers by sequence.
+    records: BTreeMap<u64, u64>,
+    /// What the reader says is lost.
+    lost: BTreeSet<u64>,
+}
+
+impl Found {
+    /// All of it, contiguous and as it was written.
+    fn read(log: &WriteAheadLog, from: Sequence, round: &str) -> Self {
+        let mut reader = log.reader(from);
+        let mut found = Self::default();
+        let mut expected = from;
+        loop {
+            let batch = reader.next_batch(1 << 20).unwrap();
+            if batch.is_empty() {
+                return found;
+            }
+            for entry in batch {
+                match entry {
+                    Entry::Record(record) => {
+                        assert_eq!(record.sequence, expected, "{round}");
+                        let id = record.timestamp_ns as u64;
+                        assert_eq!(record.payload, body(id), "{round}: record {expected}");
+                        found.records.insert(expected.0, id);
+                        expected = expected.next();
+                    }
+                    Entry::Lost { first, last, .. } => {
+                        assert_eq!(first, expected, "{round}");
+                        found.lost.extend(first.0..=last.0);
+                        expected = last.next();
+                    }
+                }
+            }
         }
     }
 }

@@ -23,7 +23,10 @@ pub(crate) fn in_private_mounts(test: impl FnOnce() + Send) {
         Err(Errno::PERM) => lacks_privilege("to have file systems mounted"),
         Err(error) => panic!("cannot unshare the mounts: {error}"),
     };
-    if let Err(panic) = thread::scope(|scope| scope.spawn(run).join()) {
+    // What the test says and how it fails goes by its name.
+    let name = thread::current().name().unwrap_or("test").to_owned();
+    let thread = thread::Builder::new().name(name);
+    if let Err(panic) = thread::scope(|scope| thread.spawn_scoped(scope, run).unwrap().join()) {
         resume_unwind(panic);
     }
 }
