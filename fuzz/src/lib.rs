@@ -3,8 +3,7 @@
 //! process table), events, and the bus's frames.
 //!
 //! A target does not only ask for no panic. It knows what was written, or has the same bytes read
-//! by an independent reader (`procmond/tests/golden/decoder.rs`, made from `docs/wal-format.md`
-//! alone), and compares.
+//! by an independent reader ([`decoder`], made from `docs/wal-format.md` alone), and compares.
 //!
 //! ```text
 //! cd fuzz && cargo build --release                       # no nightly, no cargo-fuzz; needs c++
@@ -12,10 +11,8 @@
 //! target/*/release/recovery artifacts/crash-...          # one input again
 //! ```
 
-#[path = "../../procmond/tests/golden/decoder.rs"]
-mod decoder;
-
 mod allocations;
+mod decoder;
 mod event;
 mod frame;
 mod input;

@@ -9,7 +9,7 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::Sequence;
 use procmond::wal::{Entry, ProblemKind, WalOptions, WriteAheadLog, inspect};
@@ -20,8 +20,6 @@ mod decoder;
 use decoder::le;
 
 const CASES: [&str; 7] = ["growing", "epochs", "torn", "header", "damaged", "zeros", "recycled"];
-/// Made from `growing` by changing what its labels say of the rest of the file, and adding it.
-const DERIVED: [&str; 2] = ["zeros", "recycled"];
 
 fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1").join(case)
@@ -59,15 +57,16 @@ fn by_the_document(dir: &Path) -> String {
         let next = segments.get(index + 1);
         let next_first =
             next.map(|(number, bytes)| le(decoder::label(bytes, *number).unwrap(), 48, 8));
+        let epoch = le(decoder::label(bytes, *number).unwrap(), 72, 8);
         let segment = decoder::read(bytes, *number, next_first).unwrap();
         watermark = segment.watermark.max(watermark);
-        let epoch = le(segment.label, 72, 8);
-        for entry in &segment.entries {
-            match *entry {
-                decoder::Entry::Record(f) => {
-                    record(&mut list, f.sequence, epoch, f.kind, f.time_ns, f.payload);
+        for (_, sequences, frame) in &segment.entries {
+            match frame {
+                Some(f) => {
+                    let time_ns = le(f, 24, 8) as i64;
+                    record(&mut list, sequences.start, epoch, f[12], time_ns, &f[32..]);
                 }
-                decoder::Entry::Lost { first, last, .. } => lost(&mut list, first, last),
+                None => lost(&mut list, sequences.start, sequences.end - 1),
             }
         }
         if next.is_none() && !segment.torn.is_empty() {
@@ -145,69 +144,123 @@ fn golden_files_are_small_and_of_every_kind() {
     assert_eq!(rests, [true; 3], "files that grew, were filled with zeros, were recycled");
 }
 
-/// How the files were made; `GOLDEN_DIR` says where to.
+/// How the files were made; `GOLDEN_DIR` says where to, on a file system that overwrites in place.
+/// `GOLDEN_CASES` makes some of them only.
 #[test]
 #[ignore = "the golden files are made once"]
 fn make_the_golden_files() {
     let Some(into) = std::env::var_os("GOLDEN_DIR").map(PathBuf::from) else {
         panic!("set GOLDEN_DIR to an empty directory")
     };
-    let made = |case: &str| {
+    let wanted = std::env::var("GOLDEN_CASES").unwrap_or_else(|_| CASES.join(","));
+    for case in wanted.split(',') {
         let dir = into.join(case);
         fs::create_dir_all(&dir).unwrap();
-        dir
-    };
-    let append = |log: &WriteAheadLog, commits: u32, records: u32| {
-        for commit in 0..commits {
-            let mut last = log.last();
-            for index in 0..records {
-                let payload = format!("record {index} of commit {commit}");
-                last = log
-                    .submit(1 + (index % 4) as u8, i64::from(commit) - 2, payload.as_bytes())
-                    .unwrap();
+        match case {
+            "growing" => fill(&dir),
+            "epochs" => fill_in_epochs(&dir),
+            "torn" => {
+                fill(&dir);
+                change(&dir, begin_another_record);
             }
-            log.durable_blocking(last).unwrap();
+            "header" => {
+                fill(&dir);
+                change(&dir, |bytes| bytes[..512].fill(0));
+            }
+            "damaged" => {
+                fill(&dir);
+                change(&dir, |bytes| {
+                    bytes[1000] ^= 1;
+                    bytes[2000..2100].fill(0xff);
+                });
+            }
+            "zeros" => fill_prepared(&dir, 1),
+            "recycled" => fill_prepared(&dir, 2),
+            _ => panic!("there is no golden case {case}"),
         }
-    };
-    let fill = |dir: &Path| {
-        let (log, _) = WriteAheadLog::open(dir, options()).unwrap();
-        append(&log, 20, 4);
-        log.acknowledge(Sequence(7)).unwrap();
-        log.close().unwrap();
-    };
-    let only = |dir: &Path| dir.join("procmond-00001.wal");
-    fill(&made("growing"));
-    let epochs = made("epochs");
+        fs::remove_file(dir.join("procmond.lock")).unwrap();
+        fs::write(dir.join("listing.txt"), by_the_document(&dir)).unwrap();
+    }
+}
+
+fn append(log: &WriteAheadLog, commits: u32, records: u32) {
+    for commit in 0..commits {
+        let mut last = log.last();
+        for index in 0..records {
+            let payload = format!("record {index} of commit {commit}");
+            let kind = 1 + (index % 4) as u8;
+            last = log.submit(kind, i64::from(commit) - 2, payload.as_bytes()).unwrap();
+        }
+        log.durable_blocking(last).unwrap();
+    }
+}
+
+/// Eighty records in twenty commits, in one segment that grew.
+fn fill(dir: &Path) {
+    let (log, _) = WriteAheadLog::open(dir, options()).unwrap();
+    append(&log, 20, 4);
+    log.acknowledge(Sequence(7)).unwrap();
+    log.close().unwrap();
+}
+
+fn fill_in_epochs(dir: &Path) {
     for _ in 0..3 {
-        let (log, _) = WriteAheadLog::open(&epochs, options()).unwrap();
+        let (log, _) = WriteAheadLog::open(dir, options()).unwrap();
         append(&log, 40, 2);
         log.acknowledge(Sequence(3)).unwrap();
         log.close().unwrap();
     }
-    let torn = made("torn");
-    fill(&torn);
-    let bytes = fs::read(only(&torn)).unwrap();
-    // Behind the witness of the last commit, the beginning of another.
-    let mut cut = bytes.clone();
-    let frame = decoder::frame(&bytes, 224).unwrap();
-    let mut next = bytes[frame.span.0..frame.span.1].to_vec();
-    next[16..24].copy_from_slice(&81_u64.to_le_bytes());
-    cut.extend(&next[..next.len() - 3]);
-    fs::write(only(&torn), cut).unwrap();
-    let header = made("header");
-    fill(&header);
-    let mut bytes = fs::read(only(&header)).unwrap();
-    bytes[..512].fill(0);
-    fs::write(only(&header), bytes).unwrap();
-    let damaged = made("damaged");
-    fill(&damaged);
-    let mut bytes = fs::read(only(&damaged)).unwrap();
-    bytes[1000] ^= 1;
-    bytes[2000..2100].fill(0xff);
-    fs::write(only(&damaged), bytes).unwrap();
-    for case in CASES.into_iter().filter(|case| !DERIVED.contains(case)) {
-        let dir = into.join(case);
-        fs::remove_file(dir.join("procmond.lock")).unwrap();
-        fs::write(dir.join("listing.txt"), by_the_document(&dir)).unwrap();
+}
+
+/// Writes until the newest segment is one that was written ahead, and then some records into it,
+/// and copies the log as it lies there: closing it would cut off what was written ahead. To have
+/// one made out of another, records are acknowledged as it goes.
+fn fill_prepared(into: &Path, rest: u64) {
+    const RECORDS: u64 = 30;
+    let dir = into.with_extension("live");
+    let dir = dir.as_path();
+    let options = WalOptions { segment_bytes: 6000, prepare: true, ..options() };
+    let (log, _) = WriteAheadLog::open(dir, options).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut ends = u64::MAX;
+    while log.last().0 < ends {
+        let n = log.last().0 + 1;
+        let payload = format!("payload {n:04}");
+        let sequence = log.submit(1, n as i64, payload.as_bytes()).unwrap();
+        log.durable_blocking(sequence).unwrap();
+        let (number, newest) = segments(dir).pop().unwrap();
+        let label = decoder::label(&newest, number).unwrap();
+        if ends == u64::MAX {
+            if rest == 2 {
+                log.acknowledge(sequence).unwrap();
+            }
+            if le(label, 46, 2) == rest {
+                ends = n + RECORDS;
+            }
+        }
+        assert!(Instant::now() < deadline, "is this a file system that overwrites in place?");
     }
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "spare") {
+            fs::copy(&path, into.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    drop(log);
+    fs::remove_dir_all(dir).unwrap();
+}
+
+fn change(dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let path = dir.join("procmond-00001.wal");
+    let mut bytes = fs::read(&path).unwrap();
+    change(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+/// Behind the witness of the last commit, the beginning of another.
+fn begin_another_record(bytes: &mut Vec<u8>) {
+    let length = 32 + le(bytes, 224 + 8, 4) as usize;
+    let mut next = bytes[224..224 + length].to_vec();
+    next[16..24].copy_from_slice(&81_u64.to_le_bytes());
+    bytes.extend(&next[..length - 3]);
 }

@@ -1,176 +1,107 @@
 //! A reader of one segment, written from `docs/wal-format.md` alone and sharing no code with the
-//! library: if the two disagree about a file, one of them or the document is wrong.
+//! library: if the two disagree about a file, one of them or the document is wrong. It is what a
+//! stranger has to write.
 
 use std::ops::Range;
 
-/// Bytes that pass for a frame; under which salt they do is for the caller to compare.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Frame<'a> {
-    pub(crate) span: (usize, usize),
-    pub(crate) salt: u32,
-    pub(crate) kind: u8,
-    pub(crate) before_in_commit: u64,
-    pub(crate) sequence: u64,
-    pub(crate) time_ns: i64,
-    pub(crate) payload: &'a [u8],
-}
+use crc32fast::hash;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Entry<'a> {
-    Record(Frame<'a>),
-    Lost { first: u64, last: u64, damaged: bool },
-}
+/// Where it stands, its sequences, and a record's frame; none for what is lost.
+pub(crate) type Entry<'a> = (usize, Range<u64>, Option<&'a [u8]>);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Default)]
 pub(crate) struct Segment<'a> {
-    pub(crate) label: &'a [u8],
     pub(crate) watermark: u64,
     pub(crate) entries: Vec<Entry<'a>>,
-    /// The last sequence it is there for.
-    pub(crate) last: u64,
     /// What a crash has left of the last commit, if this is the newest segment.
     pub(crate) torn: Range<usize>,
 }
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    Newer,
-    Unreadable,
-}
-
-const LIMIT: u64 = 1 << 62;
 
 /// A little-endian integer.
 pub(crate) fn le(bytes: &[u8], at: usize, length: usize) -> u64 {
     bytes[at..at + length].iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
 }
 
-pub(crate) fn frame(file: &[u8], at: usize) -> Option<Frame<'_>> {
-    let head = file.get(at..at + 32)?;
-    let (length, sequence) = (le(head, 8, 4) as usize, le(head, 16, 8));
-    if head[..4] != [0xd7, 0x57, 0x41, 0x4c] || length > 16 << 20 || sequence >= LIMIT {
-        return None;
-    }
-    let bytes = file.get(at..at + 32 + length)?;
-    Some(Frame {
-        span: (at, at + 32 + length),
-        salt: le(bytes, 4, 4) as u32 ^ crc32fast::hash(&bytes[8..]),
-        kind: bytes[12],
-        before_in_commit: le(bytes, 13, 3),
-        sequence,
-        time_ns: le(bytes, 24, 8) as i64,
-        payload: &bytes[32..],
-    })
+/// The head of a frame, and how long that is.
+fn head(file: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let head = file.get(at..at + 32).filter(|head| head[..4] == [0xd7, 0x57, 0x41, 0x4c])?;
+    let length = le(head, 8, 4) as usize;
+    (length <= 16 << 20 && le(head, 16, 8) < 1 << 62).then_some((head, 32 + length))
 }
 
-impl<'a> Frame<'a> {
-    /// The sequence of the record that stands here, or of the next one behind a control record.
-    fn position(&self) -> u64 {
-        self.sequence + u64::from(self.kind == 0)
-    }
-
-    fn proves(&self) -> u64 {
-        let proven = self.position().saturating_sub(1 + self.before_in_commit);
-        if self.before_in_commit == 0xff_ffff { 0 } else { proven }
-    }
-
-    fn label(&self) -> Option<&'a [u8]> {
-        let label = Some(self.payload).filter(|label| self.kind == 0 && is_label(label))?;
-        (le(label, 40, 4) == u64::from(self.salt)).then_some(label)
-    }
+/// What passes for a frame, and under which salt.
+fn frame(file: &[u8], at: usize) -> Option<(&[u8], u64)> {
+    let frame = file.get(at..at + head(file, at)?.1)?;
+    Some((frame, le(frame, 4, 4) ^ u64::from(hash(&frame[8..]))))
 }
 
-fn is_label(bytes: &[u8]) -> bool {
-    let below = [48, 56, 80].iter().all(|&at| bytes.len() == 88 && le(bytes, at, 8) < LIMIT);
-    let sane = below && le(bytes, 46, 2) <= 2 && le(bytes, 48, 8) >= 1;
-    sane && (bytes[16..32] != bytes[..16] || bytes[..16] == [0; 16])
+/// The sequence of the record that stands here, or of the next one behind a control record.
+fn place(head: &[u8]) -> u64 {
+    le(head, 16, 8) + u64::from(head[12] == 0)
 }
 
-pub(crate) fn label(file: &[u8], number: u64) -> Result<&[u8], Refusal> {
-    if let Some(header) = file.get(..104)
-        && header[..8] == *b"DEYEWAL\x1a"
-        && le(header, 12, 4) as u32 == crc32fast::hash(&[&header[..12], &header[16..]].concat())
-    {
-        if (le(header, 8, 2), le(header, 16 + 44, 2)) != (1, 1) {
-            return Err(Refusal::Newer);
-        }
-        if is_label(&header[16..]) {
-            let named = le(header, 16 + 32, 8) == number;
-            return if named { Ok(&header[16..]) } else { Err(Refusal::Unreadable) };
-        }
-    }
-    let mut labels = (0..file.len()).filter_map(|at| frame(file, at)?.label());
-    let label = labels.find(|label| le(label, 32, 8) == number).ok_or(Refusal::Unreadable)?;
-    if le(label, 44, 2) == 1 { Ok(label) } else { Err(Refusal::Newer) }
+fn is_label(label: &[u8]) -> bool {
+    let sane = |at| label.len() == 88 && le(label, at, 8) < 1 << 62;
+    [48, 56, 80].into_iter().all(sane) && le(label, 48, 8) > 0 && le(label, 46, 2) <= 2
 }
 
-/// Reads a segment. `next_first` is where the next one begins; `u64::MAX` if there are later ones
-/// but not the next, and none if it is the newest.
-pub(crate) fn read(
-    file: &[u8],
-    number: u64,
-    next_first: Option<u64>,
-) -> Result<Segment<'_>, Refusal> {
+/// A segment's label, from its header or its first control record that vouches for itself; none if
+/// neither is left, it is another segment's, or a newer program wrote it.
+pub(crate) fn label(file: &[u8], number: u64) -> Option<&[u8]> {
+    let header = file.get(..104).filter(|header| {
+        let checksum = u64::from(hash(&[&header[..12], &header[16..]].concat()));
+        header[..8] == *b"DEYEWAL\x1a" && le(header, 12, 4) == checksum && is_label(&header[16..])
+    });
+    let mut controls = (0..file.len()).filter_map(|at| {
+        let (frame, salt) = frame(file, at).filter(|(f, _)| f[12] == 0 && is_label(&f[32..]))?;
+        ((le(frame, 64, 8), le(frame, 72, 4)) == (number, salt)).then_some(&frame[32..])
+    });
+    let label = header.map(|header| &header[16..]).or_else(|| controls.next())?;
+    let versions = (header.map_or(1, |header| le(header, 8, 2)), le(label, 44, 2));
+    (versions == (1, 1) && le(label, 32, 8) == number).then_some(label)
+}
+
+/// Reads a segment. `next` is where the next one begins, none if this is the newest.
+pub(crate) fn read(file: &[u8], number: u64, next: Option<u64>) -> Option<Segment<'_>> {
     let label = label(file, number)?;
-    let (salt, first) = (le(label, 40, 4) as u32, le(label, 48, 8));
-    let whole = |at| frame(file, at).filter(|f| f.salt == salt && f.position() >= first);
-    let (mut watermark, mut expected) = (le(label, 56, 8), first);
-    let mut proven = next_first.map_or(0, |next| next - 1);
-    let (mut at, mut end, mut hurt, mut entries) = (104, 104, None, Vec::new());
-    while let Some(frame) = (at..file.len()).find_map(whole) {
-        hurt = if frame.span.0 > at { Some(at) } else { hurt };
-        at = frame.span.1;
-        if next_first.is_some_and(|next| frame.sequence >= next) {
+    let (salt, first) = (le(label, 40, 4), le(label, 48, 8));
+    let (mut expected, mut proven) = (first, next.map_or(0, |next| next - 1));
+    let (mut at, mut end) = (104, 104);
+    let mut read = Segment { watermark: le(label, 56, 8), ..Segment::default() };
+    let whole =
+        |at| Some((at, frame(file, at).filter(|&(f, s)| s == salt && place(f) >= first)?.0));
+    while let Some((found, f)) = (at..file.len()).find_map(whole) {
+        at = found + f.len();
+        if next.is_some_and(|next| le(f, 16, 8) >= next) {
             continue;
         }
-        if frame.position() > expected {
-            let (first, last) = (expected, frame.position() - 1);
-            let lost = Entry::Lost { first, last, damaged: hurt.is_some() };
-            entries.push((hurt.unwrap_or(frame.span.0), lost));
-            expected = frame.position();
+        if place(f) > expected {
+            read.entries.push((end, expected..place(f), None));
         }
-        if let Some(label) = frame.label() {
-            watermark = watermark.max(le(label, 56, 8));
-        } else if frame.kind != 0 && frame.sequence == expected {
-            entries.push((frame.span.0, Entry::Record(frame)));
-            expected += 1;
+        if f[12] == 0 {
+            read.watermark = read.watermark.max(le(f, 32 + 56, 8));
+        } else if place(f) >= expected {
+            read.entries.push((end, place(f)..place(f) + 1, Some(f)));
         }
-        proven = proven.max(frame.proves());
-        (end, hurt) = (at, None);
+        let before = Some(le(f, 13, 3)).filter(|&before| before < 0xff_ffff);
+        proven = proven.max(before.map_or(0, |before| (place(f) - 1).saturating_sub(before)));
+        (end, expected) = (at, expected.max(le(f, 16, 8) + 1));
     }
-    let mut torn = end..match le(label, 46, 2) {
-        0 => file.len(),
-        1 => (end..file.len()).rev().find(|&at| file[at] != 0).map_or(end, |at| at + 1),
-        _ => torn_frame(file, end, expected).unwrap_or(end),
+    read.torn = end..match (le(label, 46, 2), head(file, end)) {
+        (0, _) => file.len(),
+        (1, _) => (end..file.len()).rev().find(|&at| file[at] != 0).map_or(end, |at| at + 1),
+        (_, Some((head, length))) if place(head) == expected => file.len().min(end + length),
+        _ => end,
     };
-    let limit = next_first.filter(|&next| next < u64::MAX && expected < next);
-    if let Some(next) = limit {
-        let damaged = hurt.is_some() || at < file.len();
-        entries.push((end, Entry::Lost { first: expected, last: next - 1, damaged }));
-        expected = next;
+    if let Some(next) = next.filter(|&next| next > expected) {
+        read.entries.push((end, expected..next, None));
     }
-    let hole = entries
-        .iter()
-        .position(|(_, entry)| matches!(entry, Entry::Lost { last, .. } if *last > proven));
-    if let Some(index) = hole
-        && let (offset, Entry::Lost { first, damaged, .. }) = entries[index]
-    {
-        torn.start = offset;
-        entries.truncate(index);
-        expected = first.max(proven + 1);
-        if first <= proven {
-            entries.push((offset, Entry::Lost { first, last: proven, damaged }));
-        }
+    // A hole that reaches beyond what is proven is where a crash has torn the last commit.
+    let beyond = |(_, lost, f): &(_, Range<u64>, Option<_>)| f.is_none() && lost.end > proven + 1;
+    if let Some(hole) = read.entries.iter().position(beyond) {
+        let (at, lost, _) = read.entries.drain(hole..).next()?;
+        read.torn.start = at;
+        read.entries.extend((lost.start <= proven).then_some((at, lost.start..proven + 1, None)));
     }
-    let entries = entries.into_iter().map(|(_, entry)| entry).collect();
-    Ok(Segment { label, watermark, entries, last: expected - 1, torn })
-}
-
-/// Where the frame ends that begins here and would be the next, if its head says so.
-fn torn_frame(file: &[u8], at: usize, expected: u64) -> Option<usize> {
-    let head = file.get(at..at + 32)?;
-    let (length, sequence) = (le(head, 8, 4) as usize, le(head, 16, 8));
-    let next = sequence == if head[12] == 0 { expected - 1 } else { expected };
-    let sane = head[..4] == [0xd7, 0x57, 0x41, 0x4c] && length <= 16 << 20 && sequence < LIMIT;
-    (sane && next).then_some(file.len().min(at + 32 + length))
+    Some(read)
 }
