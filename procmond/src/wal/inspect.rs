@@ -233,7 +233,11 @@ fn report(
             watermark = watermark.max(report.identity.map_or(watermark, |it| it.watermark));
         } else {
             let first = last.map(Sequence::next);
-            let until = group.following(index).map(|(_, label)| label.first.prev());
+            let until = match group.following(index) {
+                Some((_, label)) => Some(label.first.prev()),
+                // Nobody knows how many; the next opening leaves out as many as have room in it.
+                None => last.map(|last| Sequence(last.0 + found.room())),
+            };
             let lost = match (first, until) {
                 (Some(first), Some(until)) if first <= until => {
                     last = Some(until);

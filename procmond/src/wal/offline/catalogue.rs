@@ -9,8 +9,8 @@ use daemoneye_lib::stream::{Sequence, StreamId};
 use super::super::WalError;
 use super::super::archive::ArchiveName;
 use super::super::archive::pack::{Opened, open_unpacked, open_unpacked_by};
-use super::super::format::{HEADER_BYTES, Header, Label, read_header};
-use super::super::segment::{self, Ends, FileName};
+use super::super::format::{FRAME_BYTES, HEADER_BYTES, Header, Label, read_header};
+use super::super::segment::{self, EMPTY_BYTES, Ends, FileName};
 use super::super::storage::{Storage, StorageFile};
 use super::{LogFiles, Progress};
 
@@ -275,6 +275,12 @@ impl Found {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// How many records can have stood in it: as many sequences an opening leaves out, if it is
+    /// the newest and nothing in it can be read.
+    pub(crate) const fn room(&self) -> u64 {
+        self.bytes.saturating_sub(EMPTY_BYTES) / FRAME_BYTES as u64
     }
 
     /// Whether an open file is still this segment: one that was retired may be written anew.

@@ -282,6 +282,13 @@ impl Reading<'_> {
             }
             let Some(label) = found.label else {
                 reason = LostReason::Damaged;
+                if !first && live && group.following(index).is_none() {
+                    let upto = Sequence(position.next.prev().0 + found.room());
+                    if upto >= position.next && self.lose(&mut position, upto, reason) != Flow::On {
+                        return Ok(Flow::Enough);
+                    }
+                    self.next.insert(stream, position.next);
+                }
                 continue;
             };
             let ends = group.ends(index);
@@ -346,7 +353,8 @@ impl Reading<'_> {
                     continue;
                 }
                 Step::Tail { from, to } => {
-                    if from < to || opened.fault().is_some() {
+                    // What is lost at an open end was durable, and is not whole any more.
+                    if from < to || opened.fault().is_some() || ends == Ends::Open {
                         reason = LostReason::Damaged;
                     }
                     last

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 use super::super::archive::copy::{self, Copied};
 use super::super::archive::pack::Sink;
-use super::super::format::{FRAME_BYTES, Label};
+use super::super::format::Label;
 use super::super::inspect::{Inspection, inspect_files};
 use super::super::lock::DirLock;
 use super::super::segment::{self, Ends, FileName};
@@ -137,7 +137,7 @@ fn plan<'a>(
                     && let Some(before) = plans.last_mut()
                 {
                     // As many as could have stood in it: the same that an opening leaves out.
-                    before.upto = Sequence(last.0 + found.bytes / FRAME_BYTES as u64);
+                    before.upto = Sequence(last.0 + found.room());
                     before.rewrite = true;
                     last = before.upto;
                 }
