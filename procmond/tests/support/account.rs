@@ -86,7 +86,7 @@ impl Account {
 
     /// Appends records until one gets no receipt. That one is kept; why it has to wait is returned.
     pub(crate) fn append_until_kept(&mut self, log: &mut impl Appends, bytes: usize) -> String {
-        const ENOUGH: usize = 100_000;
+        const ENOUGH: usize = 10_000;
         for _ in 0..ENOUGH {
             match self.append(log, bytes) {
                 Appended::Receipt(_) => {}

@@ -90,7 +90,8 @@ pub(crate) fn append_until_ended() {
 
 /// Small segments, so that they are rotated, reused and deleted all the time.
 fn options(random: &mut Random) -> WalOptions {
-    let every = Duration::from_millis(random.pick(&[1, 10, 100]));
+    // With the longest only the bytes bound what is not synced.
+    let every = Duration::from_millis(random.pick(&[1, 20, 60_000]));
     let interval = SyncMode::Interval { every, bytes: random.pick(&[4 << 10, 64 << 10]) };
     WalOptions {
         segment_bytes: random.pick(&[4 << 10, 16 << 10, 64 << 10, 1 << 20]),
@@ -202,16 +203,17 @@ fn append_in_tasks(producer: &Producer<'_>) -> Result<(), WalError> {
     runtime.block_on(async { tokio::try_join!(one, two, three) }).map(drop)
 }
 
-/// The first of the tasks flushes now and then.
+/// In half of the processes the first of the tasks flushes now and then.
 async fn append_in_task(producer: &Producer<'_>, task: u64) -> Result<(), WalError> {
     let mut random = Random::seeded(producer.random + task);
+    let flushes = task == 1 && producer.random.is_multiple_of(2);
     loop {
         let ids = producer.ids(1);
         let payload = body(ids.start);
         let receipt = producer.log.append(1, ids.start as i64, &payload).await?;
         producer.say_receipts(receipt, ids);
         producer.acknowledge(&mut random, receipt.sequence)?;
-        if task == 1 && random.below(30) == 0 {
+        if flushes && random.below(30) == 0 {
             let synced = producer.log.flush().await?;
             say(&format!("s {synced}\n"));
         }
