@@ -105,7 +105,8 @@ pub struct WalOptions {
     /// At this many bytes in queue [`WriteAheadLog::submit`] says [`WalError::Busy`]. What is in
     /// memory is at most twice this and one submission.
     pub queue_bytes: usize,
-    /// What the segments may take of the disk; appends are refused beyond it.
+    /// What the segments may take of the disk; appends are refused beyond it. Headers of segments
+    /// to come and control records are written even then.
     pub disk_budget_bytes: u64,
     /// The longest payload taken, at most 16 MiB.
     pub max_record_bytes: u32,
@@ -515,6 +516,9 @@ impl WriteAheadLog {
             state.counters.appended += 1;
             state.counters.appended_bytes += record.payload.len() as u64;
         }
+        if state.spare_bytes > 0 && !state.may_prepare(0, options) {
+            self.inner.desk.shed_spare();
+        }
         let last = state.last;
         let first_to_wait = state.waiting_since.is_none();
         if first_to_wait {
@@ -830,6 +834,12 @@ impl State {
         let refused = if let Some(why) = &self.refusing {
             Some(why.clone())
         } else if used_bytes + bytes > options.disk_budget_bytes {
+            if self.is_retirable(self.watermark_durable) {
+                // An opening retires nothing before its first commit, and there may be none without
+                // the room.
+                self.due = Some(Instant::now());
+                shared.call_writer();
+            }
             Some(WalError::BudgetSpent {
                 dir: shared.dir.clone(),
                 used_bytes,

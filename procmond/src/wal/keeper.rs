@@ -54,6 +54,8 @@ struct Papers {
     spares: Vec<Spare>,
     /// The writer would like to have one.
     wanted: bool,
+    /// What is prepared takes room that records need.
+    shed: bool,
     /// Segments that nobody needs, oldest first.
     retired: VecDeque<Segment>,
     closing: bool,
@@ -80,6 +82,12 @@ impl Desk {
     /// A prepared segment, if there is one.
     pub(super) fn take_spare(&self) -> Option<Spare> {
         self.lock().spares.pop()
+    }
+
+    /// Records need the room that a prepared segment takes.
+    pub(super) fn shed_spare(&self) {
+        self.lock().shed = true;
+        self.work.notify_one();
     }
 
     /// A segment is needed no more.
@@ -115,8 +123,10 @@ pub(super) struct Keeper {
 
 /// What there is to do.
 enum Job {
-    Dispose(Segment),
+    /// It was retired when so many streams had begun, or before.
+    Dispose(Segment, u64),
     Prepare,
+    Shed(Spare),
     Rest,
     End,
 }
@@ -129,8 +139,9 @@ impl Keeper {
     fn run(mut self) {
         loop {
             let done = match self.next_job() {
-                Job::Dispose(segment) => self.dispose(segment),
+                Job::Dispose(segment, generation) => self.dispose(&segment, generation),
                 Job::Prepare => self.prepare(),
+                Job::Shed(spare) => self.shed(&spare),
                 Job::Rest => {
                     self.rest();
                     continue;
@@ -149,21 +160,33 @@ impl Keeper {
     }
 
     fn next_job(&self) -> Job {
-        let mut papers = self.desk.lock();
         loop {
+            // Looked up first: the state is locked before the desk, never after it. And so what is
+            // on the desk is of this stream or an older one.
+            let (generation, has_budget) = {
+                let state = self.shared.lock();
+                let options = &self.shared.options;
+                (state.generation, state.may_prepare(options.segment_bytes, options))
+            };
+            let mut papers = self.desk.lock();
             // It stays on the desk until it is done, so that it is not forgotten by a failure.
             let archives = matches!(self.shared.options.retire, Retire::Archive(_));
             // Archiving takes its time: the next opening goes on with it.
             if papers.closing && (archives || papers.retired.is_empty()) {
                 return Job::End;
             }
+            if std::mem::take(&mut papers.shed)
+                && let Some(spare) = papers.spares.pop()
+            {
+                return Job::Shed(spare);
+            }
             if let Some(segment) = papers.retired.front() {
-                return Job::Dispose(segment.clone());
+                return Job::Dispose(segment.clone(), generation);
             }
             if papers.wanted && papers.spares.is_empty() {
-                return if self.has_budget() { Job::Prepare } else { Job::Rest };
+                return if has_budget { Job::Prepare } else { Job::Rest };
             }
-            papers = self.desk.work.wait(papers).unwrap_or_else(PoisonError::into_inner);
+            drop(self.desk.work.wait(papers).unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -179,26 +202,20 @@ impl Keeper {
         drop(self.desk.work.wait_timeout(papers, RETRY).unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn has_budget(&self) -> bool {
-        let options = &self.shared.options;
-        let used = self.shared.lock().used_bytes();
-        used.saturating_add(options.segment_bytes) <= options.disk_budget_bytes
-    }
-
     fn spare_path(&mut self) -> PathBuf {
         self.made += 1;
         FileName::Spare(self.made).path(&self.shared.dir)
     }
 
     /// Makes the next segment's file out of a retired one, or removes it.
-    fn dispose(&mut self, segment: Segment) -> Result<(), WalError> {
+    fn dispose(&mut self, segment: &Segment, generation: u64) -> Result<(), WalError> {
         self.lock.check(&self.shared.dir)?;
-        self.archive(&segment)?;
-        let whole =
-            segment.bytes.max(segment.file_bytes) >= self.shared.options.segment_bytes / 16 * 15;
-        let room = self.desk.lock().spares.len() < SPARES_MAX;
+        self.archive(segment)?;
+        let whole = segment.disk_bytes() >= self.shared.options.segment_bytes / 16 * 15;
+        let room = self.shared.lock().may_prepare(0, &self.shared.options)
+            && self.desk.lock().spares.len() < SPARES_MAX;
         let recycled = if self.desk.prepares && whole && room && segment.key.is_some() {
-            self.recycle(&segment)?
+            self.recycle(segment, generation)?
         } else {
             None
         };
@@ -215,23 +232,30 @@ impl Keeper {
         self.sync_dir()?;
         {
             let mut state = self.shared.lock();
-            let bytes = segment.bytes.max(segment.file_bytes);
-            state.retired_bytes = state.retired_bytes.saturating_sub(bytes);
-            if let Some(spare) = &recycled {
-                state.spare_bytes += spare.bytes;
-                state.counters.recycled += 1;
-            } else {
-                state.counters.deleted += 1;
-            }
+            state.retired_bytes = state.retired_bytes.saturating_sub(segment.disk_bytes());
+            let counters = &mut state.counters;
+            *(if kept { &mut counters.recycled } else { &mut counters.deleted }) += 1;
         }
-        let mut papers = self.desk.lock();
         // Unless it was taken away meanwhile.
-        papers.retired.pop_front_if(|front| front.number == segment.number);
+        self.desk.lock().retired.pop_front_if(|front| front.number == segment.number);
         if let Some(spare) = recycled {
-            papers.wanted = false;
-            papers.spares.push(spare);
+            self.keep(spare);
         }
         Ok(())
+    }
+
+    /// Puts a prepared segment on the desk.
+    fn keep(&self, spare: Spare) {
+        let fits = {
+            let mut state = self.shared.lock();
+            state.spare_bytes += spare.bytes;
+            state.may_prepare(0, &self.shared.options)
+        };
+        let mut papers = self.desk.lock();
+        papers.wanted = false;
+        papers.spares.push(spare);
+        // Records may have come while it was made.
+        papers.shed |= !fits;
     }
 
     /// Archives a segment, if that is what is to become of it and has not been done.
@@ -262,8 +286,7 @@ impl Keeper {
         self.storage.open(path, false).is_ok()
     }
 
-    fn recycle(&mut self, segment: &Segment) -> Result<Option<Spare>, WalError> {
-        let generation = self.shared.lock().generation;
+    fn recycle(&mut self, segment: &Segment, generation: u64) -> Result<Option<Spare>, WalError> {
         let path = self.spare_path();
         match self.storage.rename(&segment.path, &path) {
             Ok(()) => {}
@@ -274,6 +297,14 @@ impl Keeper {
             self.storage.open(&path, true).map_err(|source| WalError::io("open", &path, source))?;
         let bytes = file.len().map_err(|source| WalError::io("read", &path, source))?;
         Ok(Some(Spare { file, path, bytes, rest: Rest::Stale, generation }))
+    }
+
+    fn shed(&self, spare: &Spare) -> Result<(), WalError> {
+        let mut state = self.shared.lock();
+        state.spare_bytes = state.spare_bytes.saturating_sub(spare.bytes);
+        drop(state);
+        let Spare { path, .. } = spare;
+        self.storage.unlink(path).map_err(|source| WalError::io("delete", path, source))
     }
 
     /// Writes a file of zeros, unless a retired segment comes that will do.
@@ -287,15 +318,9 @@ impl Keeper {
         }
         let Some(file) = made? else { return Ok(()) };
         self.sync_dir()?;
+        self.shared.lock().counters.prepared += 1;
         let bytes = self.shared.options.segment_bytes;
-        {
-            let mut state = self.shared.lock();
-            state.spare_bytes += bytes;
-            state.counters.prepared += 1;
-        }
-        let mut papers = self.desk.lock();
-        papers.wanted = false;
-        papers.spares.push(Spare { file, path, bytes, rest: Rest::Zeros, generation: 0 });
+        self.keep(Spare { file, path, bytes, rest: Rest::Zeros, generation: 0 });
         Ok(())
     }
 

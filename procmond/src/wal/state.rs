@@ -31,6 +31,13 @@ pub(crate) struct Segment {
     pub(crate) key: Option<SegmentKey>,
 }
 
+impl Segment {
+    /// What it takes of the disk.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.bytes.max(self.file_bytes)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SegmentKey {
     pub(crate) salt: u32,
@@ -194,8 +201,14 @@ impl State {
     /// Bytes on disk or on their way there, with what is prepared ahead of the records.
     pub(crate) fn used_bytes(&self) -> u64 {
         let prepared = self.segments.back().map_or(0, |active| active.file_bytes);
-        let ahead = (prepared + self.spare_bytes).max(self.active_bytes());
-        self.left_bytes + self.retired_bytes + ahead
+        let active = self.active_bytes().max(prepared);
+        self.left_bytes + self.retired_bytes + active + self.spare_bytes
+    }
+
+    /// Whether so many bytes more could be prepared and leave room for records to come meanwhile.
+    pub(crate) fn may_prepare(&self, bytes: u64, options: &WalOptions) -> bool {
+        let ahead = bytes.saturating_add(options.segment_bytes / 4);
+        self.used_bytes().saturating_add(ahead) <= options.disk_budget_bytes
     }
 
     fn active_bytes(&self) -> u64 {
@@ -205,8 +218,7 @@ impl State {
 
     pub(crate) fn recount(&mut self) {
         let left = self.segments.len().saturating_sub(1);
-        self.left_bytes =
-            self.segments.iter().take(left).map(|left| left.bytes.max(left.file_bytes)).sum();
+        self.left_bytes = self.segments.iter().take(left).map(Segment::disk_bytes).sum();
     }
 
     pub(crate) fn epoch_at(&self, sequence: Sequence) -> Option<Epoch> {

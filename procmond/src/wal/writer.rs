@@ -140,6 +140,8 @@ pub(super) struct Writer {
 struct Task {
     watermark: Sequence,
     watermark_epoch: Option<Epoch>,
+    /// Nothing was left in the queue behind a group that is tried again.
+    all: bool,
     new_stream: bool,
     close: bool,
     /// A sync is asked for, whatever the log's mode.
@@ -247,7 +249,7 @@ impl Writer {
             result = self.begin_stream();
         }
         let due = match result {
-            Ok(()) if task.close => {
+            Ok(()) if task.close && task.all => {
                 self.leave();
                 shut(&self.shared, WalError::Closed);
                 return false;
@@ -285,7 +287,8 @@ impl Writer {
             return None;
         }
         // Behind a group that is tried again the queue stays, and goes on waiting.
-        if self.group.is_written() {
+        let all = self.group.is_written();
+        if all {
             self.cohort = state.group.pending_records();
             self.group.take(&mut state.group);
             state.waiting_since = None;
@@ -295,9 +298,10 @@ impl Writer {
         let task = Task {
             watermark,
             watermark_epoch: state.epoch_at(watermark).or(self.active.label.watermark_epoch),
-            new_stream: matches!(state.new_stream, NewStream::Asked(_)),
+            all,
+            new_stream: all && matches!(state.new_stream, NewStream::Asked(_)),
             close: state.closing,
-            flush: std::mem::take(&mut state.flush),
+            flush: all && std::mem::take(&mut state.flush),
         };
         // Taking the queue has made room in it.
         state.take_ready(queue_bytes, &mut self.ready);
@@ -330,17 +334,7 @@ impl Writer {
         let before = *label;
         label.watermark = task.watermark;
         label.watermark_epoch = task.watermark_epoch;
-        let result = self.write(control, task).or_else(|failure| {
-            if failure.kind == FailureKind::Refused {
-                return Err(failure.said());
-            }
-            tracing::warn!(
-                path = ?failure.path, error = %failure.source,
-                "writing the log failed; what had no receipt goes into a fresh segment"
-            );
-            self.abandon();
-            self.write(control, task).map_err(Failure::said)
-        });
+        let result = self.trying_again(|writer| writer.write(control, task));
         if result.is_err() {
             // Not said durably yet: to be said again.
             self.active.label.watermark = before.watermark;
@@ -352,6 +346,23 @@ impl Writer {
         }
         self.retire_acknowledged()?;
         self.make_room_by_rotating()
+    }
+
+    /// Does something that writes; if it fails, once more, in a fresh segment.
+    fn trying_again(
+        &mut self,
+        mut attempt: impl FnMut(&mut Self) -> Result<(), Failure>,
+    ) -> Result<(), WalError> {
+        let Err(failure) = attempt(self) else { return Ok(()) };
+        if failure.kind == FailureKind::Refused {
+            return Err(failure.said());
+        }
+        tracing::warn!(
+            path = ?failure.path, error = %failure.source,
+            "writing the log failed; what had no receipt goes into a fresh segment"
+        );
+        self.abandon();
+        attempt(self).map_err(Failure::said)
     }
 
     fn write(&mut self, control: bool, task: &Task) -> Result<(), Failure> {
@@ -570,6 +581,8 @@ impl Writer {
                 }
             }
             state.segments.push_back(self.active.entry());
+            // Nobody may see the segment left out of what is used.
+            state.recount();
             state.counters.rewrites += u64::from(self.abandoned);
             state.counters.rotations += 1;
         }
@@ -584,12 +597,13 @@ impl Writer {
         self.group.next_pending().map_or(self.durable, |next| next.prev().min(self.durable))
     }
 
-    /// A prepared segment, unless its bytes are of a stream that has ended: their sequences say
-    /// nothing then.
+    /// A prepared segment, unless there is no room for what it has more than the records need, or
+    /// its bytes are of a stream that has ended: their sequences say nothing then.
     fn take_spare(&self) -> Option<Spare> {
         while let Some(spare) = self.desk.take_spare() {
             let mut state = self.shared.lock();
-            if spare.rest != Rest::Stale || spare.generation == state.generation {
+            let told = spare.rest != Rest::Stale || spare.generation == state.generation;
+            if told && state.used_bytes() <= self.shared.options.disk_budget_bytes {
                 return Some(spare);
             }
             state.spare_bytes = state.spare_bytes.saturating_sub(spare.bytes);
@@ -680,10 +694,10 @@ impl Writer {
             // Where syncs are rare this one is for the watermark: a segment must not be gone
             // before it is known that everything in it was acknowledged.
             if waits {
-                if self.sync().is_err() {
-                    self.abandon();
-                    return self.write_group(false).map_err(Failure::said);
-                }
+                self.trying_again(|writer| {
+                    writer.write_group(false)?;
+                    writer.sync()
+                })?;
                 self.publish();
             }
         }
@@ -694,7 +708,7 @@ impl Writer {
                     return Ok(());
                 }
                 let Some(front) = state.segments.pop_front() else { return Ok(()) };
-                state.retired_bytes += front.bytes.max(front.file_bytes);
+                state.retired_bytes += front.disk_bytes();
                 state.recount();
                 front
             };
@@ -714,7 +728,7 @@ impl Writer {
         let near = needed.saturating_add(options.segment_bytes) > options.disk_budget_bytes;
         let worth = self.active.offset > EMPTY_BYTES + options.segment_bytes / 2;
         if near && worth && acknowledged {
-            self.rotate().map_err(Failure::said)?;
+            self.trying_again(Self::rotate)?;
             self.retire_acknowledged()?;
         }
         Ok(())
@@ -738,7 +752,7 @@ impl Writer {
 
 impl State {
     /// Whether the oldest segment is needed no more when this watermark is durable.
-    fn is_retirable(&self, watermark: Sequence) -> bool {
+    pub(super) fn is_retirable(&self, watermark: Sequence) -> bool {
         self.segments.len() > 1
             && self.segments.front().is_some_and(|front| {
                 front.last <= watermark && self.retain_from.is_none_or(|from| front.last < from)

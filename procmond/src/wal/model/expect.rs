@@ -6,7 +6,7 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
 use super::super::format::{self, FRAME_BYTES, FrameHead, Label, Rest};
 use super::super::storage::sim::SimDisk;
-use super::super::{Entry, LostRange, Recovery, WalError, WalReader, WriteAheadLog};
+use super::super::{Entry, LostRange, Recovery, SyncMode, WalError, WalReader, WriteAheadLog};
 
 /// What was found wrong, in words.
 pub(super) type Checked<T = ()> = Result<T, String>;
@@ -146,14 +146,14 @@ impl Expect {
                 Lie::Deep => true,
             })
         };
-        // What was acknowledged on the word of a disk that lied is deleted.
-        let acknowledged = |sequence| !self.lies.is_empty() && sequence <= self.watermark_max;
+        // It might as well have been deleted.
+        let acknowledged = |sequence| sequence <= self.watermark_max;
         (first..=last).all(|s| known(s) || lied_about(s) || acknowledged(s))
     }
 
     /// The power goes.
-    pub(super) fn cut(&mut self) {
-        if self.synced < self.receipted {
+    pub(super) fn cut(&mut self, sync: SyncMode) {
+        if !sync.is_always() && self.synced < self.last() {
             // Receipts promised less. What was written behind a hole is kept, and the hole reported.
             let (after, upto) = (self.synced, self.last());
             self.lies.push(Lie::About { after, upto, watermark: self.watermark_min });

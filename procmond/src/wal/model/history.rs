@@ -98,7 +98,7 @@ fn setup() -> impl Strategy<Value = Setup> {
     let budget = prop_oneof![3 => Just(1 << 30), 1 => Just(64_u64 << 10), 1 => Just(20_u64 << 10)];
     let segment = prop_oneof![4 => Just(4096_u64), 1 => Just(9000_u64), 1 => Just(200_000_u64)];
     let sync = prop_oneof![
-        800 => Just(SyncMode::Always),
+        8 => Just(SyncMode::Always),
         1 => Just(SyncMode::Interval { every: Duration::from_millis(2), bytes: 3000 }),
         1 => Just(SyncMode::Interval { every: Duration::from_secs(3600), bytes: 1 << 20 }),
         1 => Just(SyncMode::Os),

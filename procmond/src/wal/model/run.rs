@@ -213,7 +213,11 @@ impl Run {
                 break;
             }
             // What is needed no more is removed off the writer's path.
-            must!(since.elapsed() < STUCK, "W9: {used} bytes on a budget of {budget}");
+            must!(
+                since.elapsed() < STUCK,
+                "W9: {used} bytes on a budget of {budget}: {:?}",
+                self.disk.names(self.dir.path())
+            );
             thread::park_timeout(Duration::from_millis(1));
         }
         must!(
@@ -560,7 +564,7 @@ impl Run {
     fn power_cut(&mut self) {
         let seed = self.dice.next();
         self.disk.power_cut(seed);
-        self.live().expect.cut();
+        self.live().expect.cut(self.options.sync);
     }
 
     /// A log that is closed has given its last receipt.

@@ -7,6 +7,7 @@
 //! leaves wholly the one stream or wholly the other.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -40,7 +41,7 @@ impl Writer {
                 }
             }
         };
-        let result = self.write_stream(first);
+        let result = self.delete_leftovers().and_then(|()| self.write_stream(first));
         let mut ready = Vec::new();
         let mut replaced = VecDeque::new();
         let mut unclear = Ok(());
@@ -70,6 +71,8 @@ impl Writer {
                 Err(error) => {
                     tracing::warn!(%error, "no new stream was begun; the old one goes on");
                     if matches!(error, WalError::Poisoned { .. }) {
+                        // Before anybody hears of it: nothing is taken any more.
+                        state.shut = Some(error.clone());
                         unclear = Err(error.clone());
                     }
                     state.new_stream = NewStream::Failed(error);
@@ -78,8 +81,29 @@ impl Writer {
             }
         }
         ready.into_iter().for_each(Waker::wake);
-        self.delete_replaced(&replaced);
+        self.delete_replaced(replaced);
         unclear
+    }
+
+    /// Deletes what earlier streams have left. The label of a stream names one that it replaces:
+    /// segments of any other would be taken for another log's.
+    fn delete_leftovers(&self) -> Result<(), WalError> {
+        let retired = self.desk.take_retired();
+        let (leftovers, rest): (Vec<_>, Vec<_>) =
+            retired.into_iter().partition(|segment| segment.key.is_none());
+        rest.into_iter().for_each(|segment| self.desk.retire(segment));
+        let mut result = Ok(());
+        for segment in leftovers {
+            let deleted = self.delete(&segment);
+            if deleted.is_err() {
+                self.desk.retire(segment);
+                result = result.and(deleted);
+            } else {
+                let mut state = self.shared.lock();
+                state.retired_bytes = state.retired_bytes.saturating_sub(segment.disk_bytes());
+            }
+        }
+        result
     }
 
     /// Writes the new stream and makes it the directory's. The old one is untouched on an error.
@@ -112,6 +136,8 @@ impl Writer {
         }
         self.durable = copy.last;
         self.watermark_synced = Sequence::NONE;
+        // What was not synced in the old stream is in the new one, and not written again.
+        self.group.clear();
         self.unsynced_since = None;
         self.active = copy.active;
         self.active.last = self.durable;
@@ -119,18 +145,27 @@ impl Writer {
         Ok(copy.segments)
     }
 
-    /// The next opening deletes what cannot be deleted now.
-    fn delete_replaced(&self, segments: &VecDeque<Segment>) {
+    /// What cannot be deleted now is left to the keeper, and to the next opening.
+    fn delete_replaced(&self, segments: VecDeque<Segment>) {
         for segment in segments {
-            if let Err(error) = self.storage.unlink(&segment.path) {
-                tracing::warn!(path = ?segment.path, %error, "cannot delete a replaced segment");
+            if let Err(error) = self.delete(&segment) {
+                tracing::warn!(%error, "a replaced segment is deleted later");
+                self.shared.lock().retired_bytes += segment.disk_bytes();
+                self.desk.retire(Segment { key: None, ..segment });
             }
         }
-        if !segments.is_empty()
-            && let Err(error) = self.storage.sync_dir(&self.shared.dir)
-        {
-            tracing::warn!(dir = ?self.shared.dir, %error, "cannot sync the log directory");
+    }
+
+    fn delete(&self, segment: &Segment) -> Result<(), WalError> {
+        let Segment { path, .. } = segment;
+        match self.storage.unlink(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(WalError::io("delete the segment", path, source));
+            }
+            _ => {}
         }
+        let dir = &self.shared.dir;
+        self.storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))
     }
 }
 
