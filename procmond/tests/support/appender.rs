@@ -19,8 +19,9 @@ use crate::random::Random;
 const DIR: &str = "WAL_DRILL_DIR";
 const SEED: &str = "WAL_DRILL_SEED";
 const ROUND: &str = "WAL_DRILL_ROUND";
+/// Half of the power cut's disk.
+const BUDGET_BYTES: u64 = 16 << 20;
 const FRAME_BYTES: u64 = 32;
-/// A batch, and what the other producers may have in queue at once.
 const BATCH_RECORDS: u64 = 40;
 const TASKS: u64 = 3;
 /// The most that goes into one commit: every producer waits for what it has appended.
@@ -76,9 +77,14 @@ pub(crate) fn append_until_ended() {
     };
     // No two records of any round are alike.
     let next = AtomicU64::new(number(ROUND) << 32);
+    let acknowledges = random.below(2) == 0 || log.unacknowledged_bytes() > BUDGET_BYTES / 4;
+    let flushes = random.below(4) == 0;
     std::thread::scope(|scope| {
-        for how in [append_and_wait, append_batches, append_blocking, append_in_tasks] {
-            let producer = Producer { log: &log, next: &next, random: random.next() };
+        // Those that block have others synced as well.
+        let ways = [append_and_wait, append_batches, append_in_tasks, append_blocking];
+        for how in ways.into_iter().take(random.pick(&[3, 4])) {
+            let random = random.next();
+            let producer = Producer { log: &log, next: &next, acknowledges, flushes, random };
             scope.spawn(move || {
                 if let Err(error) = how(&producer) {
                     say(&format!("e {error}\n"));
@@ -88,15 +94,16 @@ pub(crate) fn append_until_ended() {
     });
 }
 
-/// Small segments, so that they are rotated, reused and deleted all the time.
+/// Mostly small segments, so that they are rotated, reused and deleted all the time.
 fn options(random: &mut Random) -> WalOptions {
     // With the longest only the bytes bound what is not synced.
     let every = Duration::from_millis(random.pick(&[1, 20, 60_000]));
-    let interval = SyncMode::Interval { every, bytes: random.pick(&[4 << 10, 64 << 10]) };
+    let interval = SyncMode::Interval { every, bytes: random.pick(&[4 << 10, 4 << 10, 64 << 10]) };
     WalOptions {
-        segment_bytes: random.pick(&[4 << 10, 16 << 10, 64 << 10, 1 << 20]),
+        segment_bytes: random.pick(&[4 << 10, 16 << 10, 64 << 10, 1 << 20, 1 << 20]),
         commit_delay: Duration::from_micros(random.pick(&[0, 0, 200, 1000])),
         sync: random.pick(&[SyncMode::Always, interval, SyncMode::Os]),
+        disk_budget_bytes: BUDGET_BYTES,
         ..WalOptions::default()
     }
 }
@@ -122,6 +129,10 @@ fn loss_bytes(options: &WalOptions) -> u64 {
 struct Producer<'a> {
     log: &'a WriteAheadLog,
     next: &'a AtomicU64,
+    /// Whether it acknowledges now and then. What is acknowledged is not missed.
+    acknowledges: bool,
+    /// Whether it flushes now and then. What is flushed is not lost.
+    flushes: bool,
     random: u64,
 }
 
@@ -145,9 +156,9 @@ impl Producer<'_> {
         say(&lines.concat());
     }
 
-    /// Now and then acknowledges something of what has a receipt.
+    /// Acknowledges something of what has a receipt.
     fn acknowledge(&self, random: &mut Random, sequence: Sequence) -> Result<(), WalError> {
-        if random.below(8) == 0 {
+        if self.acknowledges && random.below(8) == 0 {
             let upto = sequence.0.saturating_sub(1 + random.below(300));
             // Said before, because whatever happens it may be durable from then on.
             say(&format!("a {upto}\n"));
@@ -203,17 +214,15 @@ fn append_in_tasks(producer: &Producer<'_>) -> Result<(), WalError> {
     runtime.block_on(async { tokio::try_join!(one, two, three) }).map(drop)
 }
 
-/// In half of the processes the first of the tasks flushes now and then.
 async fn append_in_task(producer: &Producer<'_>, task: u64) -> Result<(), WalError> {
     let mut random = Random::seeded(producer.random + task);
-    let flushes = task == 1 && producer.random.is_multiple_of(2);
     loop {
         let ids = producer.ids(1);
         let payload = body(ids.start);
         let receipt = producer.log.append(1, ids.start as i64, &payload).await?;
         producer.say_receipts(receipt, ids);
         producer.acknowledge(&mut random, receipt.sequence)?;
-        if flushes && random.below(30) == 0 {
+        if producer.flushes && random.below(30) == 0 {
             let synced = producer.log.flush().await?;
             say(&format!("s {synced}\n"));
         }
