@@ -57,6 +57,7 @@ mod offline;
 mod policy;
 mod reader;
 mod recovery;
+mod reserve;
 mod scan;
 mod segment;
 mod state;
@@ -381,6 +382,8 @@ impl WriteAheadLog {
             cohort: 0,
             abandoned: false,
             refused: false,
+            from_reserve: false,
+            file_limit: u64::MAX,
             sync_took: None,
             ready: Vec::new(),
         }));
@@ -391,6 +394,7 @@ impl WriteAheadLog {
             lock,
             archived: None,
             made: 0,
+            leftovers: Vec::new(),
             failing: false,
         };
         let not_started =

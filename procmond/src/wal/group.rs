@@ -33,6 +33,12 @@ pub(crate) struct Span {
     upto: usize,
 }
 
+impl Span {
+    pub(crate) fn frames(self) -> usize {
+        self.upto - self.from
+    }
+}
+
 impl Group {
     /// What a record of this payload length takes in the file.
     pub(crate) const fn frame_bytes(payload: usize) -> usize {

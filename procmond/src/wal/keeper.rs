@@ -17,9 +17,11 @@ use std::time::{Duration, SystemTime};
 use super::archive::{archive, prune};
 use super::format::Rest;
 use super::lock::DirLock;
+use super::reserve;
 use super::segment::FileName;
 use super::state::{Segment, Shared};
 use super::storage::{Storage, StorageFile};
+use super::writer::Active;
 use super::{Retire, WalError};
 
 /// Zeros written and synced at once, and the pause after them: about 100 MB/s, and none of the
@@ -54,6 +56,10 @@ struct Papers {
     spares: Vec<Spare>,
     /// The writer would like to have one.
     wanted: bool,
+    /// Segments that were left with more room than they need.
+    roomy: VecDeque<Active>,
+    /// There is something in reserve, as far as is known.
+    has_reserve: bool,
     /// What is prepared takes room that records need.
     shed: bool,
     /// Segments that nobody needs, oldest first.
@@ -90,6 +96,32 @@ impl Desk {
         self.work.notify_one();
     }
 
+    /// A segment was left with more room than it needs.
+    pub(super) fn trim(&self, left: Active) {
+        self.lock().roomy.push_back(left);
+        self.work.notify_one();
+    }
+
+    /// There is a prepared segment.
+    pub(super) fn has_spare(&self) -> bool {
+        !self.lock().spares.is_empty()
+    }
+
+    /// What was in reserve has been used.
+    pub(super) fn used_reserve(&self) {
+        self.lock().has_reserve = false;
+        self.work.notify_one();
+    }
+
+    /// This prepared segment is not wanted.
+    pub(super) fn shed(&self, spare: Spare) {
+        let mut papers = self.lock();
+        papers.spares.push(spare);
+        papers.shed = true;
+        drop(papers);
+        self.work.notify_one();
+    }
+
     /// A segment is needed no more.
     pub(super) fn retire(&self, segment: Segment) {
         self.lock().retired.push_back(segment);
@@ -119,6 +151,8 @@ pub(super) struct Keeper {
     pub(super) archived: Option<u64>,
     /// Counts the files prepared, for their names.
     pub(super) made: u64,
+    /// Files prepared for nothing that could not be removed.
+    pub(super) leftovers: Vec<PathBuf>,
 }
 
 /// What there is to do.
@@ -127,6 +161,8 @@ enum Job {
     Dispose(Segment, u64),
     Prepare,
     Shed(Spare),
+    Reserve,
+    Trim(Active),
     Rest,
     End,
 }
@@ -138,10 +174,16 @@ impl Keeper {
 
     fn run(mut self) {
         loop {
+            self.clear();
             let done = match self.next_job() {
                 Job::Dispose(segment, generation) => self.dispose(&segment, generation),
                 Job::Prepare => self.prepare(),
-                Job::Shed(spare) => self.shed(&spare),
+                Job::Trim(left) => self.trim(&left),
+                Job::Reserve => self.put_in_reserve(),
+                Job::Shed(spare) => {
+                    self.shed(spare);
+                    continue;
+                }
                 Job::Rest => {
                     self.rest();
                     continue;
@@ -169,6 +211,9 @@ impl Keeper {
                 (state.generation, state.may_prepare(options.segment_bytes, options))
             };
             let mut papers = self.desk.lock();
+            if let Some(left) = papers.roomy.pop_front() {
+                return Job::Trim(left);
+            }
             // It stays on the desk until it is done, so that it is not forgotten by a failure.
             let archives = matches!(self.shared.options.retire, Retire::Archive(_));
             // Archiving takes its time: the next opening goes on with it.
@@ -183,11 +228,27 @@ impl Keeper {
             if let Some(segment) = papers.retired.front() {
                 return Job::Dispose(segment.clone(), generation);
             }
+            if !papers.has_reserve {
+                return Job::Reserve;
+            }
             if papers.wanted && papers.spares.is_empty() {
                 return if has_budget { Job::Prepare } else { Job::Rest };
             }
+            if !self.leftovers.is_empty() {
+                return Job::Rest;
+            }
             drop(self.desk.work.wait(papers).unwrap_or_else(PoisonError::into_inner));
         }
+    }
+
+    /// Removes what is left of segments prepared for nothing, as far as possible: the next opening
+    /// removes the rest.
+    fn clear(&mut self) {
+        let storage = &*self.storage;
+        self.leftovers.retain(|path| {
+            let removed = storage.unlink(path);
+            removed.is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
+        });
     }
 
     /// Waits a while before the next attempt, or until the log is closed.
@@ -240,6 +301,22 @@ impl Keeper {
         self.desk.lock().retired.pop_front_if(|front| front.number == segment.number);
         if let Some(spare) = recycled {
             self.keep(spare);
+        }
+        Ok(())
+    }
+
+    /// Gives back what a segment was prepared for and has not used, for good: what a power cut
+    /// brings back is counted by nobody.
+    fn trim(&self, left: &Active) -> Result<(), WalError> {
+        let Active { file, path, offset, .. } = left;
+        file.set_len(*offset)
+            .and_then(|()| file.sync_data())
+            .map_err(|source| WalError::io("end the segment", path, source))?;
+        let mut state = self.shared.lock();
+        let number = left.label.segment;
+        if let Some(entry) = state.segments.iter_mut().find(|entry| entry.number == number) {
+            entry.file_bytes = *offset;
+            state.recount();
         }
         Ok(())
     }
@@ -299,12 +376,18 @@ impl Keeper {
         Ok(Some(Spare { file, path, bytes, rest: Rest::Stale, generation }))
     }
 
-    fn shed(&self, spare: &Spare) -> Result<(), WalError> {
+    fn put_in_reserve(&self) -> Result<(), WalError> {
+        self.lock.check(&self.shared.dir)?;
+        reserve::make(&*self.storage, &self.shared.dir)?;
+        self.desk.lock().has_reserve = true;
+        Ok(())
+    }
+
+    fn shed(&mut self, spare: Spare) {
         let mut state = self.shared.lock();
         state.spare_bytes = state.spare_bytes.saturating_sub(spare.bytes);
         drop(state);
-        let Spare { path, .. } = spare;
-        self.storage.unlink(path).map_err(|source| WalError::io("delete", path, source))
+        self.leftovers.push(spare.path);
     }
 
     /// Writes a file of zeros, unless a retired segment comes that will do.
@@ -313,8 +396,7 @@ impl Keeper {
         let path = self.spare_path();
         let made = self.write_zeros(&path);
         if !matches!(made, Ok(Some(_))) {
-            // Opening removes what cannot be removed now.
-            let _ = self.storage.unlink(&path);
+            self.leftovers.push(path.clone());
         }
         let Some(file) = made? else { return Ok(()) };
         self.sync_dir()?;
@@ -359,10 +441,9 @@ impl Keeper {
     }
 
     /// Removes what was prepared and will not be needed.
-    fn end(&self) {
-        for spare in std::mem::take(&mut self.desk.lock().spares) {
-            // Opening removes what cannot be removed now.
-            let _ = self.storage.unlink(&spare.path);
-        }
+    fn end(&mut self) {
+        let spares = std::mem::take(&mut self.desk.lock().spares);
+        self.leftovers.extend(spares.into_iter().map(|spare| spare.path));
+        self.clear();
     }
 }

@@ -18,6 +18,7 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
 use super::format::{FRAME_BYTES, FrameHead, Label, Rest};
 use super::reader::LostReason;
+use super::reserve;
 use super::segment::{self, EMPTY_BYTES, Ends, FileName};
 use super::state::{Segment, SegmentKey};
 use super::storage::{Storage, StorageFile};
@@ -123,8 +124,14 @@ pub(crate) fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, Wa
         rest: Rest::Nothing,
     };
     segment::check_number(dir, label.segment)?;
-    let (path, file) = segment::create(storage, dir, &label)?;
-    let active = Active::new(file, path, label, 0);
+    let active = match segment::create(storage, dir, &label) {
+        Ok((path, file)) => Active::new(file, path, label, 0),
+        // Whoever is to drain the log has to open it.
+        Err(full @ WalError::DiskFull { .. }) => {
+            reserve::begin_segment(storage, dir, label).map_err(|_| full)?
+        }
+        Err(error) => return Err(error),
+    };
 
     report.first = log.segments.front().map_or(label.first, |segment| segment.first);
     report.last = last;
@@ -294,7 +301,13 @@ fn keep_torn(
     let one_record =
         FrameHead::read(&head[..got]).map_or(FRAME_BYTES as u64, |head| head.frame_bytes() as u64);
     let copy = if bytes > one_record {
-        Some(copy_tail(storage, dir, found, file, tail.clone())?)
+        match copy_tail(storage, dir, found, file, tail.clone()) {
+            Err(error @ WalError::DiskFull { .. }) => {
+                tracing::warn!(%error, "a torn tail is cut off without a copy of it");
+                None
+            }
+            copy => Some(copy?),
+        }
     } else {
         None
     };

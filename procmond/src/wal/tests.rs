@@ -146,7 +146,7 @@ fn w8_a_full_disk_refuses_and_recovers() {
         for op in [Op::Write, Op::Sync, Op::Create] {
             let dir = tempfile::tempdir().unwrap();
             let storage = working();
-            let (log, _) = open_on(&storage, dir.path(), small());
+            let (log, _) = open_on(&storage, dir.path(), growing());
             for n in 1..=60 {
                 append(&log, n).unwrap();
             }
@@ -180,6 +180,11 @@ fn w8_a_full_disk_refuses_and_recovers() {
             assert_eq!(read(&log), numbers(1, n + 1));
         }
     }
+}
+
+/// Without prepared segments: one of them would be written to where another has no room.
+fn growing() -> WalOptions {
+    WalOptions { prepare: false, ..small() }
 }
 
 /// A record queued behind the write that found the disk full stayed in the queue when there was
@@ -303,7 +308,10 @@ fn a_new_stream_interrupted_anywhere_is_wholly_old_or_wholly_new() {
             new_seen += 1;
         }
         append(&log, 7).unwrap();
-        let files = std::fs::read_dir(dir.path()).unwrap().count();
+        let files = std::fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|file| file.as_ref().unwrap().file_name() != "procmond.reserve")
+            .count();
         assert_eq!(files, log.stats().segments + 1, "step {step}: its segments and the lock");
         if !died.load(Ordering::Relaxed) {
             break;

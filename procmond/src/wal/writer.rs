@@ -23,6 +23,7 @@ use super::format::{CONTROL_BYTES, Label, Rest};
 use super::group::{Group, Span};
 use super::keeper::{Desk, Spare};
 use super::lock::DirLock;
+use super::reserve;
 use super::segment::{self, EMPTY_BYTES};
 use super::state::{NewStream, Segment, SegmentKey, Shared, State};
 use super::storage::{Storage, StorageFile};
@@ -130,6 +131,10 @@ pub(super) struct Writer {
     pub(super) abandoned: bool,
     /// The system refuses to write.
     pub(super) refused: bool,
+    /// The next segment is begun in what is kept in reserve if there is no room for it.
+    pub(super) from_reserve: bool,
+    /// The longest file the system has let us write, once it has said that one was too large.
+    pub(super) file_limit: u64,
     /// How long the last sync took, until it is counted.
     pub(super) sync_took: Option<Duration>,
     /// Memory for the wakers of a commit.
@@ -334,7 +339,14 @@ impl Writer {
         let before = *label;
         label.watermark = task.watermark;
         label.watermark_epoch = task.watermark_epoch;
-        let result = self.trying_again(|writer| writer.write(control, task));
+        let mut result = self.trying_again(|writer| writer.write(control, task));
+        if let Err(WalError::DiskFull { .. }) = result {
+            match self.retire_on_a_full_disk() {
+                Ok(true) => return result,
+                Ok(false) => {}
+                Err(error) => result = Err(error),
+            }
+        }
         if result.is_err() {
             // Not said durably yet: to be said again.
             self.active.label.watermark = before.watermark;
@@ -396,7 +408,8 @@ impl Writer {
             control = false;
         }
         while !self.group.is_written() {
-            let room = self.shared.options.segment_bytes.saturating_sub(self.active.offset);
+            let longest = self.shared.options.segment_bytes.min(self.file_limit);
+            let room = longest.saturating_sub(self.active.offset);
             let mut span = self.group.next_span(room);
             if self.group.is_empty(span) {
                 if !self.active.is_empty() {
@@ -434,7 +447,7 @@ impl Writer {
             result = active.file.write_all_at(&record, end);
             end += CONTROL_BYTES as u64;
         }
-        result.map_err(|source| self.not_written(source))?;
+        result.map_err(|source| self.not_written(source, span.frames()))?;
         self.written(end, control)?;
         // A control record of the same commit proves nothing about it.
         self.active.sealed = false;
@@ -453,7 +466,7 @@ impl Writer {
         let active = &mut self.active;
         let record = active.label.to_control(self.durable, 0, wall_clock_ns());
         let result = active.file.write_all_at(&record, active.offset);
-        result.map_err(|source| self.not_written(source))?;
+        result.map_err(|source| self.not_written(source, 0))?;
         self.written(self.active.offset + CONTROL_BYTES as u64, true)
     }
 
@@ -462,6 +475,7 @@ impl Writer {
         if self.shared.options.sync.is_always() {
             self.sync_file()?;
         } else {
+            self.check_name()?;
             self.unsynced_since.get_or_insert_with(Instant::now);
         }
         let active = &mut self.active;
@@ -509,45 +523,57 @@ impl Writer {
     }
 
     fn sync_file(&mut self) -> Result<(), Failure> {
-        let path = &self.active.path;
-        let failed = |source, kind| Failure { path: path.clone(), source, kind };
         let since = Instant::now();
-        self.active.file.sync_data().map_err(|source| failed(source, FailureKind::Spoilt))?;
+        self.active.file.sync_data().map_err(|source| self.failed(source, FailureKind::Spoilt))?;
         let took = since.elapsed();
-        // A file without a name is synced without complaint, and lost.
-        let named = self.active.file.has_name();
-        match named {
-            Ok(true) => {}
+        self.check_name()?;
+        self.sync_took = Some(took);
+        Ok(())
+    }
+
+    /// A file without a name is written and synced without complaint, and lost.
+    fn check_name(&self) -> Result<(), Failure> {
+        match self.active.file.has_name() {
+            Ok(true) => Ok(()),
             Ok(false) => {
                 let source = std::io::Error::new(
                     std::io::ErrorKind::NotFound,
                     "the segment was removed while it was written",
                 );
-                return Err(failed(source, FailureKind::Left));
+                Err(self.failed(source, FailureKind::Left))
             }
-            Err(source) => return Err(failed(source, FailureKind::Spoilt)),
+            Err(source) => Err(self.failed(source, FailureKind::Spoilt)),
         }
-        self.sync_took = Some(took);
-        Ok(())
     }
 
-    /// What a failed write means.
-    fn not_written(&self, source: std::io::Error) -> Failure {
+    fn failed(&self, source: std::io::Error, kind: FailureKind) -> Failure {
+        Failure { path: self.active.path.clone(), source, kind }
+    }
+
+    /// What a failed write of so many frames means.
+    fn not_written(&mut self, source: std::io::Error, frames: usize) -> Failure {
         let active = &self.active;
-        let path = active.path.clone();
+        let too_large = source.kind() == std::io::ErrorKind::FileTooLarge;
+        if too_large && let Ok(bytes) = active.file.len() {
+            // It was written up to the limit.
+            self.file_limit = bytes.max(EMPTY_BYTES);
+        }
         // Nothing was synced, so the pages before the offset are as they were. A prepared file
         // keeps its length; one that grows is as it was if the part that was written can be cut
         // off again.
         let restored =
             active.prepared_bytes > active.offset || active.file.set_len(active.offset).is_ok();
-        let kind = if source.kind() == std::io::ErrorKind::FileTooLarge && !active.is_empty() {
+        // Another segment has room, or a part of the frames will find some in it.
+        let elsewhere = too_large && (!active.is_empty() || frames > 1)
+            || is_full(&source) && !active.is_empty() && self.desk.has_spare();
+        let kind = if elsewhere {
             FailureKind::Left
         } else if is_refusal(&source) && restored {
             FailureKind::Refused
         } else {
             FailureKind::Spoilt
         };
-        Failure { path, source, kind }
+        self.failed(source, kind)
     }
 
     fn rotation_is_due(&self) -> bool {
@@ -571,20 +597,20 @@ impl Writer {
         };
         let active = self.begin_segment(label, spare).map_err(Failure::from)?;
         let left = std::mem::replace(&mut self.active, active);
-        self.trim(&left);
         {
             let mut state = self.shared.lock();
             if let Some(entry) = state.segments.back_mut() {
                 entry.last = entry.last.min(label.first.prev());
-                if left.prepared_bytes > 0 && !self.abandoned {
-                    entry.file_bytes = entry.bytes;
-                }
             }
             state.segments.push_back(self.active.entry());
             // Nobody may see the segment left out of what is used.
             state.recount();
             state.counters.rewrites += u64::from(self.abandoned);
             state.counters.rotations += 1;
+        }
+        if left.prepared_bytes > left.offset && !self.abandoned {
+            // That takes a while, and time is dear here.
+            self.desk.trim(left);
         }
         self.abandoned = false;
         self.watermark_synced = label.watermark;
@@ -600,17 +626,14 @@ impl Writer {
     /// A prepared segment, unless there is no room for what it has more than the records need, or
     /// its bytes are of a stream that has ended: their sequences say nothing then.
     fn take_spare(&self) -> Option<Spare> {
-        while let Some(spare) = self.desk.take_spare() {
-            let mut state = self.shared.lock();
-            let told = spare.rest != Rest::Stale || spare.generation == state.generation;
-            if told && state.used_bytes() <= self.shared.options.disk_budget_bytes {
-                return Some(spare);
-            }
-            state.spare_bytes = state.spare_bytes.saturating_sub(spare.bytes);
-            drop(state);
-            // The next opening removes what cannot be removed now.
-            let _ = self.storage.unlink(&spare.path);
+        let spare = self.desk.take_spare()?;
+        let state = self.shared.lock();
+        let told = spare.rest != Rest::Stale || spare.generation == state.generation;
+        if told && state.used_bytes() <= self.shared.options.disk_budget_bytes {
+            return Some(spare);
         }
+        drop(state);
+        self.desk.shed(spare);
         None
     }
 
@@ -622,10 +645,14 @@ impl Writer {
         }
         segment::check_number(dir, label.segment)?;
         match spare {
-            None => {
-                let (path, file) = segment::create(storage, dir, &label)?;
-                Ok(Active::new(file, path, label, 0))
-            }
+            None => match segment::create(storage, dir, &label) {
+                Ok((path, file)) => Ok(Active::new(file, path, label, 0)),
+                Err(full @ WalError::DiskFull { .. }) if self.from_reserve => {
+                    self.desk.used_reserve();
+                    reserve::begin_segment(storage, dir, label).map_err(|_| full)
+                }
+                Err(error) => Err(error),
+            },
             Some(Spare { file, path, bytes, .. }) => {
                 let adopted = segment::adopt(storage, dir, &label, &*file, &path);
                 let mut state = self.shared.lock();
@@ -636,20 +663,13 @@ impl Writer {
         }
     }
 
-    /// Gives back what a segment was prepared for and has not used.
-    fn trim(&self, left: &Active) {
-        if left.prepared_bytes > left.offset
-            && !self.abandoned
-            && let Err(error) = left.file.set_len(left.offset)
-        {
-            tracing::debug!(path = ?left.path, %error, "a segment keeps more room than it needs");
-        }
-    }
-
     /// The log is closed: the active segment ends where its records do.
     fn leave(&self) {
-        if !self.abandoned {
-            self.trim(&self.active);
+        if !self.abandoned && self.active.prepared_bytes > self.active.offset {
+            let active = &self.active;
+            if let Err(error) = active.file.set_len(active.offset) {
+                tracing::debug!(path = ?active.path, %error, "a segment keeps more room than it needs");
+            }
         }
     }
 
@@ -716,6 +736,24 @@ impl Writer {
         }
     }
 
+    /// With no room left even for a control record: if the watermark, once durable, lets a segment
+    /// go, it is said in the header of a segment for which there is a block in reserve. Says whether it was.
+    fn retire_on_a_full_disk(&mut self) -> Result<bool, WalError> {
+        let helps = {
+            let state = self.shared.lock();
+            let records = state.segments.len() > 1 || !self.active.is_empty();
+            records && state.is_front_acknowledged(self.active.label.watermark)
+        };
+        if helps {
+            self.from_reserve = true;
+            let rotated = self.rotate();
+            self.from_reserve = false;
+            rotated.map_err(Failure::said)?;
+            self.retire_acknowledged()?;
+        }
+        Ok(helps)
+    }
+
     /// With the budget nearly spent and everything in the active segment acknowledged, its bytes
     /// can only be had by leaving it.
     fn make_room_by_rotating(&mut self) -> Result<(), WalError> {
@@ -753,10 +791,13 @@ impl Writer {
 impl State {
     /// Whether the oldest segment is needed no more when this watermark is durable.
     pub(super) fn is_retirable(&self, watermark: Sequence) -> bool {
-        self.segments.len() > 1
-            && self.segments.front().is_some_and(|front| {
-                front.last <= watermark && self.retain_from.is_none_or(|from| front.last < from)
-            })
+        self.segments.len() > 1 && self.is_front_acknowledged(watermark)
+    }
+
+    fn is_front_acknowledged(&self, watermark: Sequence) -> bool {
+        self.segments.front().is_some_and(|front| {
+            front.last <= watermark && self.retain_from.is_none_or(|from| front.last < from)
+        })
     }
 }
 

@@ -374,7 +374,12 @@ fn read_on(reader: &mut WalReader, max_bytes: usize) -> Checked<Vec<Entry>> {
 }
 
 /// W3: what was torn has been cut off, and what was more than a record kept.
-pub(super) fn torn_tail_is_kept(before: &SimDisk, after: &SimDisk, recovery: &Recovery) -> Checked {
+pub(super) fn torn_tail_is_kept(
+    before: &SimDisk,
+    after: &SimDisk,
+    recovery: &Recovery,
+    was_full: bool,
+) -> Checked {
     let Some(torn) = &recovery.torn else { return Ok(()) };
     let bytes = before.bytes(&torn.path).ok_or("W3: the tail of a file that was not there")?;
     let from = torn.offset as usize;
@@ -383,8 +388,15 @@ pub(super) fn torn_tail_is_kept(before: &SimDisk, after: &SimDisk, recovery: &Re
         .ok_or_else(|| format!("W3: {torn:?} of {} bytes", bytes.len()))?;
     let announced = FrameHead::read(tail).map_or(FRAME_BYTES, |head| head.frame_bytes());
     if tail.len() > announced {
-        let copy = torn.copy.as_ref().ok_or("W3: more than a record was cut, and not kept")?;
-        must!(after.bytes(copy).as_deref() == Some(tail), "W3: the copy is not what was cut");
+        match &torn.copy {
+            Some(copy) => {
+                must!(
+                    after.bytes(copy).as_deref() == Some(tail),
+                    "W3: the copy is not what was cut"
+                );
+            }
+            None => must!(was_full, "W3: more than a record was cut, and not kept"),
+        }
     }
     if let Some(now) = after.bytes(&torn.path) {
         let replaced = now.get(..from) != bytes.get(..from);
