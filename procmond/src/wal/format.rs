@@ -36,7 +36,8 @@ pub(crate) const CONTROL_BYTES: usize = FRAME_BYTES + LABEL_BYTES;
 pub(crate) const KIND_CONTROL: u8 = 0;
 
 const CHECKSUM_AT: usize = 4;
-const CHECKED_FROM: usize = 8;
+/// What of a frame its checksum covers begins here, behind the magic and itself.
+pub(crate) const CHECKED_FROM: usize = 8;
 
 /// What a segment says of itself, in its header and again in every control record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,6 +237,12 @@ impl FrameHead {
         FRAME_BYTES + self.payload_bytes as usize
     }
 
+    /// The sequence it stands for: a record for its own, a control record for the one behind that
+    /// it bears witness to.
+    pub(crate) const fn place(&self) -> Sequence {
+        if self.kind == KIND_CONTROL { self.sequence.next() } else { self.sequence }
+    }
+
     /// Every record up to this one was durable before this frame was written: a commit is written
     /// only when the one before it has been synced. A hole behind it may be a commit torn by a
     /// crash; a hole before it is damage.
@@ -248,9 +255,14 @@ impl FrameHead {
     }
 }
 
+/// The CRC-32 that what a frame's checksum covers has to have if it was written under this salt.
+pub(crate) fn required_checksum(frame: &[u8], salt: u32) -> u32 {
+    u32::from_le_bytes(array(frame, CHECKSUM_AT)) ^ salt
+}
+
 /// The salt under which a whole frame is valid. Frames written in one segment share it.
 pub(crate) fn implied_salt(frame: &[u8]) -> u32 {
-    u32::from_le_bytes(array(frame, CHECKSUM_AT)) ^ crc32fast::hash(&frame[CHECKED_FROM..])
+    required_checksum(frame, crc32fast::hash(&frame[CHECKED_FROM..]))
 }
 
 /// The label in a control record that vouches for itself: the salt it names is the one it was

@@ -97,7 +97,7 @@ pub enum EntryRef<'a> {
 
 /// Reads durable records in order. Made by [`WriteAheadLog::reader`](super::WriteAheadLog::reader).
 ///
-/// Holds one open file and a buffer of 256 KiB (more only while a longer record passes through).
+/// Holds one open file and a buffer of 1 MiB (more only while a longer record passes through).
 /// It may outlive the log's handles, and keeps no segment from being deleted. While records are
 /// being written it holds back between reads from the disk, for a millisecond each at most.
 pub struct WalReader {
@@ -204,6 +204,11 @@ impl WalReader {
             if let Some(cursor) = &mut self.cursor
                 && self.next <= cursor.segment.last
             {
+                if let Some(head) = cursor.scanner.step_onto(self.next) {
+                    cursor.reason = LostReason::Missing;
+                    self.next = self.next.next();
+                    return Ok(Some(Found::Record(head)));
+                }
                 let found = cursor
                     .find(&self.shared, &mut self.next)
                     .map_err(|source| WalError::io("read", &cursor.segment.path, source))?;
@@ -304,19 +309,18 @@ impl Cursor {
         };
         while *next <= last {
             match self.scanner.step_by(&mut read, self.accept, self.segment.bytes)? {
-                Step::Frame { offset, head } => {
-                    let control = head.kind == KIND_CONTROL;
-                    let here = if control { head.sequence.next() } else { head.sequence };
+                Step::Frame { head, .. } => {
+                    let here = head.place();
                     // Beyond the segment's last stand records that were written again elsewhere.
                     if head.sequence > last || here < *next {
                         continue;
                     }
                     if here > *next {
-                        self.scanner.jump(offset);
+                        self.scanner.step_back();
                         return Ok(Some(self.lose(next, here.prev())));
                     }
                     self.reason = LostReason::Missing;
-                    if !control {
+                    if head.kind != KIND_CONTROL {
                         *next = here.next();
                         return Ok(Some(Found::Record(head)));
                     }

@@ -9,10 +9,18 @@ use super::format::{
     self_describing_label,
 };
 use super::storage::StorageFile;
+use run::Run;
 
-/// How much is read at once. The buffer grows beyond it only for one longer frame, whose length
-/// is capped.
-const CHUNK_BYTES: usize = 256 << 10;
+mod run;
+#[cfg(test)]
+mod tests;
+
+/// How much is read at once, so that a writer never waits for more.
+const READ_BYTES: usize = 256 << 10;
+/// The buffer takes some such reads behind the beginning of a frame, and grows beyond that only for
+/// one longer frame, whose length is capped. Reading into the same place over and over is slower by
+/// a sixth.
+const BUFFER_BYTES: usize = 4 * READ_BYTES + (4 << 10);
 
 /// Reads from the segment at an offset: at least a byte, 0 at its end.
 pub(crate) type Read<'a> = &'a mut dyn FnMut(&mut [u8], u64) -> io::Result<usize>;
@@ -51,11 +59,14 @@ pub(crate) struct Scanner {
     base: u64,
     /// The last frame, as indices into the buffer.
     frame: (usize, usize),
+    /// Frames that have been checked ahead.
+    run: Run,
 }
 
 impl Scanner {
     pub(crate) fn new(offset: u64) -> Self {
-        Self { buffer: Vec::new(), filled: 0, at: 0, base: offset, frame: (0, 0) }
+        let run = Run::default();
+        Self { buffer: Vec::new(), filled: 0, at: 0, base: offset, frame: (0, 0), run }
     }
 
     /// The file offset where the next step looks.
@@ -93,9 +104,13 @@ impl Scanner {
         limit: u64,
     ) -> io::Result<Step> {
         let from = self.offset();
+        if let Some(head) = self.frame_of_run(accept) {
+            self.run.take();
+            self.step_over(&head);
+            return Ok(Step::Frame { offset: from, head });
+        }
         if let Some(head) = self.frame_here(read, accept, limit)? {
-            self.frame = (self.at, self.at + head.frame_bytes());
-            self.at += head.frame_bytes();
+            self.step_over(&head);
             return Ok(Step::Frame { offset: from, head });
         }
         while self.seek_magic(read, limit)? {
@@ -107,8 +122,32 @@ impl Scanner {
         Ok(Step::Tail { from, to: limit.max(from) })
     }
 
+    /// Takes the next step if it is one onto the record of this sequence and nothing has to be read
+    /// or checked for it any more: what the step behind a record most often is.
+    pub(crate) fn step_onto(&mut self, sequence: Sequence) -> Option<FrameHead> {
+        let head = self.run.next_at(self.at)?;
+        if head.sequence != sequence || head.kind == KIND_CONTROL {
+            return None;
+        }
+        self.run.take();
+        self.step_over(&head);
+        Some(head)
+    }
+
+    fn step_over(&mut self, head: &FrameHead) {
+        self.frame = (self.at, self.at + head.frame_bytes());
+        self.at = self.frame.1;
+    }
+
+    /// Takes the last step back, which was onto a frame: the next one is the same again.
+    pub(crate) fn step_back(&mut self) {
+        self.at = self.frame.0;
+        self.run.put_back();
+    }
+
     /// Moves to a file offset.
     pub(crate) fn jump(&mut self, offset: u64) {
+        self.run.clear();
         match offset.checked_sub(self.base) {
             Some(at) if at <= self.filled as u64 => self.at = at as usize,
             _ => {
@@ -117,6 +156,16 @@ impl Scanner {
                 self.at = 0;
             }
         }
+    }
+
+    /// The whole frame at the position, if it and those behind it that are in the buffer are all
+    /// whole. Otherwise each is looked at for itself.
+    fn frame_of_run(&mut self, accept: Accept) -> Option<FrameHead> {
+        let Accept::Of { salt, first } = accept else { return None };
+        if self.run.ends_before(self.at) {
+            self.run.check(&mut self.buffer[..self.filled], self.at, (salt, first));
+        }
+        self.run.frame_at(self.at, (salt, first))
     }
 
     /// The whole frame at the position, if there is one.
@@ -142,11 +191,7 @@ impl Scanner {
         }
         let frame = &self.buffer[self.at..self.at + head.frame_bytes()];
         let whole = match accept {
-            Accept::Of { salt, first } => {
-                let position =
-                    if head.kind == KIND_CONTROL { head.sequence.next() } else { head.sequence };
-                position >= first && implied_salt(frame) == salt
-            }
+            Accept::Of { salt, first } => head.place() >= first && implied_salt(frame) == salt,
             Accept::Controls { segment } => {
                 self_describing_label(frame).is_some_and(|label| label.segment == segment)
             }
@@ -179,26 +224,41 @@ impl Scanner {
             if self.offset() + need as u64 > limit {
                 return Ok(false);
             }
-            if self.at > 0 {
-                self.buffer.copy_within(self.at..self.filled, 0);
-                self.base += self.at as u64;
-                self.filled -= self.at;
-                self.at = 0;
-            }
-            let want = need.max(CHUNK_BYTES);
-            if self.buffer.len() < want {
-                self.buffer.resize(want, 0);
+            if self.buffer.len() - self.filled < READ_BYTES || self.buffer.len() - self.at < need {
+                self.make_room(need, limit);
             }
             let position = self.base + self.filled as u64;
+            let missing = need - (self.filled - self.at);
+            // Whole pages are copied faster.
+            let piece = READ_BYTES - (position % READ_BYTES as u64) as usize;
             let room = (self.buffer.len() - self.filled) as u64;
-            let upto = self.filled + room.min(limit - position) as usize;
-            let got = read(&mut self.buffer[self.filled..upto], position)?;
+            let want = piece.max(missing).min(room.min(limit - position) as usize);
+            let got = read(&mut self.buffer[self.filled..self.filled + want], position)?;
             if got == 0 {
                 return Ok(false);
             }
             self.filled += got;
         }
         Ok(true)
+    }
+
+    /// Moves what is ahead to the buffer's beginning, and makes the buffer long enough for `need`
+    /// and for what is there to be read.
+    fn make_room(&mut self, need: usize, limit: u64) {
+        self.run.clear();
+        self.buffer.copy_within(self.at..self.filled, 0);
+        self.base += self.at as u64;
+        self.filled -= self.at;
+        self.at = 0;
+        let there = usize::try_from(limit - self.base).unwrap_or(usize::MAX);
+        let want = need.max(BUFFER_BYTES.min(there));
+        if self.buffer.len() < want {
+            let ahead = &self.buffer[..self.filled];
+            // Zeros that come from the system cost nothing until they are read into.
+            let mut longer = vec![0; want];
+            longer[..self.filled].copy_from_slice(ahead);
+            self.buffer = longer;
+        }
     }
 }
 

@@ -303,7 +303,7 @@ pub(crate) fn read_contents(
             Step::Frame { offset, head } => {
                 let control = head.kind == KIND_CONTROL;
                 // A control record bears witness to the record before it.
-                let next = if control { head.sequence.next() } else { head.sequence };
+                let next = head.place();
                 if last.is_some_and(|last| head.sequence > last) {
                     continue;
                 }
