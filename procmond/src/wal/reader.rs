@@ -1,14 +1,13 @@
 //! Reading records back, in bounded memory, while the writer writes on.
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use daemoneye_lib::stream::{Epoch, Sequence};
 
 use super::WalError;
-use super::format::{FrameHead, HEADER_BYTES, KIND_CONTROL};
+use super::format::{FRAME_BYTES, FrameHead, HEADER_BYTES, KIND_CONTROL};
 use super::scan::{Accept, Scanner, Step};
 use super::state::{Segment, Shared, State};
 use super::storage::{Storage, StorageFile};
@@ -24,7 +23,7 @@ pub struct Record {
     pub timestamp_ns: i64,
     /// The kind it was appended with.
     pub kind: u8,
-    /// Its payload. The payloads of one batch share one allocation.
+    /// Its payload. The payloads of one batch share memory, and one of them keeps it.
     pub payload: Bytes,
 }
 
@@ -163,14 +162,8 @@ impl WalReader {
     pub fn next(&mut self) -> Result<Option<EntryRef<'_>>, WalError> {
         let Some(found) = self.find()? else { return Ok(None) };
         Ok(Some(match (found, &self.cursor) {
-            (Found::Record(head), Some(cursor)) => EntryRef::Record(RecordRef {
-                sequence: head.sequence,
-                epoch: cursor.epoch,
-                timestamp_ns: head.timestamp_ns,
-                kind: head.kind,
-                payload: cursor.scanner.payload(),
-            }),
-            (Found::Record(_), None) => unreachable!("a record was found in a segment"),
+            (Found::Record(head), Some(cursor)) => EntryRef::Record(cursor.record(&head)),
+            (Found::Record(_), None) => unreachable!("{IN_A_SEGMENT}"),
             (Found::Lost(first, last, reason), _) => EntryRef::Lost { first, last, reason },
         }))
     }
@@ -182,18 +175,21 @@ impl WalReader {
     /// As [`WalReader::next`], once the entries before it have been returned.
     pub fn next_batch(&mut self, max_bytes: usize) -> Result<Vec<Entry>, WalError> {
         let mut batch = Batch::default();
-        while batch.payloads.len() < max_bytes && batch.entries.len() < ENTRIES_MAX {
-            match self.next() {
-                Ok(Some(EntryRef::Record(record))) => batch.push(&record),
-                Ok(Some(EntryRef::Lost { first, last, reason })) => {
-                    batch.entries.push((Entry::Lost { first, last, reason }, 0..0));
+        while batch.bytes < max_bytes && batch.entries.len() < ENTRIES_MAX {
+            match (self.find(), &self.cursor) {
+                (Ok(Some(Found::Record(head))), Some(cursor)) => {
+                    batch.push(&cursor.record(&head), max_bytes, cursor.bytes_ahead());
                 }
-                Ok(None) => break,
-                Err(_) if !batch.entries.is_empty() => break,
-                Err(error) => return Err(error),
+                (Ok(Some(Found::Record(_))), None) => unreachable!("{IN_A_SEGMENT}"),
+                (Ok(Some(Found::Lost(first, last, reason))), _) => {
+                    batch.entries.push(Entry::Lost { first, last, reason });
+                }
+                (Ok(None), _) => break,
+                (Err(_), _) if !batch.entries.is_empty() => break,
+                (Err(error), _) => return Err(error),
             }
         }
-        Ok(batch.finish())
+        Ok(batch.entries)
     }
 
     fn find(&mut self) -> Result<Option<Found>, WalError> {
@@ -298,6 +294,22 @@ impl WalReader {
 }
 
 impl Cursor {
+    /// The record that was found last.
+    fn record(&self, head: &FrameHead) -> RecordRef<'_> {
+        RecordRef {
+            sequence: head.sequence,
+            epoch: self.epoch,
+            timestamp_ns: head.timestamp_ns,
+            kind: head.kind,
+            payload: self.scanner.payload(),
+        }
+    }
+
+    /// What the segment holds behind it.
+    fn bytes_ahead(&self) -> u64 {
+        self.segment.bytes.saturating_sub(self.scanner.offset())
+    }
+
     /// The next record of the segment from `next` on, or what is lost before it; `None` if only
     /// the catalogue knows how to go on.
     fn find(&mut self, shared: &Shared, next: &mut Sequence) -> io::Result<Option<Found>> {
@@ -347,8 +359,12 @@ impl Cursor {
     }
 }
 
+const IN_A_SEGMENT: &str = "a record is found in a segment";
+
 /// Entries in one batch, however small their payloads.
 const ENTRIES_MAX: usize = 16 << 10;
+/// Payloads that share memory, if there are so many.
+const ROOM_BYTES: usize = 1 << 20;
 
 fn place(state: &State, next: Sequence) -> Place {
     let last = state.segments.back().map_or(Sequence::NONE, |active| active.last);
@@ -363,32 +379,31 @@ fn place(state: &State, next: Sequence) -> Place {
     }
 }
 
-/// Entries whose payloads are gathered in one allocation.
+/// Owned entries, whose payloads share memory.
 #[derive(Default)]
 struct Batch {
-    entries: Vec<(Entry, Range<usize>)>,
-    payloads: Vec<u8>,
+    entries: Vec<Entry>,
+    /// Of payload.
+    bytes: usize,
+    /// Room for the next payloads.
+    room: BytesMut,
 }
 
 impl Batch {
-    fn push(&mut self, record: &RecordRef<'_>) {
-        let start = self.payloads.len();
-        self.payloads.extend_from_slice(record.payload);
+    /// Takes a record, with room for those that will come if `ahead` bytes of them are there.
+    fn push(&mut self, record: &RecordRef<'_>, max_bytes: usize, ahead: u64) {
+        let length = record.payload.len();
+        if self.room.capacity() < length {
+            let more = (max_bytes - self.bytes).min(ROOM_BYTES);
+            let more = usize::try_from(ahead).map_or(more, |ahead| more.min(ahead));
+            self.room = BytesMut::with_capacity(length + more);
+            let entries = 1 + more / (FRAME_BYTES + length);
+            self.entries.reserve(entries.min(ENTRIES_MAX - self.entries.len()));
+        }
+        self.room.extend_from_slice(record.payload);
+        self.bytes += length;
         let RecordRef { sequence, epoch, timestamp_ns, kind, .. } = *record;
-        let record = Record { sequence, epoch, timestamp_ns, kind, payload: Bytes::new() };
-        self.entries.push((Entry::Record(record), start..self.payloads.len()));
-    }
-
-    fn finish(self) -> Vec<Entry> {
-        let payloads = Bytes::from(self.payloads);
-        self.entries
-            .into_iter()
-            .map(|(mut entry, range)| {
-                if let Entry::Record(record) = &mut entry {
-                    record.payload = payloads.slice(range);
-                }
-                entry
-            })
-            .collect()
+        let payload = self.room.split().freeze();
+        self.entries.push(Entry::Record(Record { sequence, epoch, timestamp_ns, kind, payload }));
     }
 }
