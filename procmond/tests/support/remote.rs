@@ -13,6 +13,8 @@ use crate::account::{Appended, Appends, append, body};
 
 const DIR: &str = "WAL_FAULTS_DIR";
 const SEGMENT_BYTES: &str = "WAL_FAULTS_SEGMENT_BYTES";
+/// What answers begin with, among all that a process may print.
+const ANSWER: &str = "answer: ";
 
 /// The process. It does not outlive the test, however that ends.
 pub(crate) struct Remote {
@@ -107,10 +109,18 @@ impl Remote {
     }
 
     fn answer(&mut self) -> String {
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).unwrap();
-        let ended = || panic!("the process has ended: {:?}", self.process.wait());
-        answer.strip_suffix('\n').unwrap_or_else(ended).to_owned()
+        loop {
+            let mut line = String::new();
+            self.answers.read_line(&mut line).unwrap();
+            let Some(line) = line.strip_suffix('\n') else {
+                panic!("the process has ended: {:?}", self.process.wait());
+            };
+            match line.strip_prefix(ANSWER) {
+                Some(answer) => return answer.to_owned(),
+                // It panics, or somebody looks for something.
+                None => eprintln!("{line}"),
+            }
+        }
     }
 }
 
@@ -182,5 +192,5 @@ fn append_several(log: &WriteAheadLog, id: u64, bytes: u64, count: u64) -> Strin
 }
 
 fn say(line: &str) {
-    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
+    std::io::stderr().write_all(format!("{ANSWER}{line}\n").as_bytes()).unwrap();
 }
