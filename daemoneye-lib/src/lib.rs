@@ -8,5 +8,6 @@ pub mod display;
 pub mod models;
 pub mod paths;
 pub mod redaction;
+pub mod since;
 pub mod stream;
 pub mod topics;
