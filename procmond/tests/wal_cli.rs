@@ -1,24 +1,29 @@
-//! `procmond wal inspect` and `verify` on sound, live, torn and damaged logs.
+//! `procmond wal` on sound, live, torn and damaged logs, and on directories that somebody has
+//! prepared.
 #![cfg(test)]
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use daemoneye_lib::stream::Sequence;
 use procmond::wal::{WalOptions, WriteAheadLog};
+#[cfg(unix)]
+use rustix::fs::FileType;
 use serde_json::Value;
+
+fn command_of(args: &[&str], path: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_procmond"));
+    command.args(args).arg(path);
+    command
+}
 
 /// Exit code, standard output and standard error.
 fn procmond(args: &[&str], dir: &Path) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_procmond"))
-        .arg("wal")
-        .args(args)
-        .arg("--dir")
-        .arg(dir)
-        .output()
-        .unwrap();
+    let output = command_of(&[&["wal"], args, &["--dir"]].concat(), dir).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
@@ -187,8 +192,9 @@ fn a_wrong_directory_is_a_usage_error() {
 
 /// What every record that can be read says, by its sequence, and the gaps.
 fn exported(dir: &Path, more: &[&str]) -> (Vec<u64>, Vec<(u64, u64, String)>) {
-    let (code, lines) = json(&[&["export"], more].concat(), dir);
+    let (code, out, _) = procmond(&[&["export", "--json"], more].concat(), dir);
     assert_eq!(code, 0);
+    let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let (mut records, mut gaps) = (Vec::new(), Vec::new());
     for line in lines {
         if line["type"] == "gap" {
@@ -423,4 +429,365 @@ fn compacting_leaves_what_is_not_committed() {
     let (code, out, err) = procmond(&["compact"], dir.path());
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.contains("is damaged"), "{err}");
+}
+
+/// What may stand under a segment's name, how it is made, and what it is called.
+#[cfg(unix)]
+type Odd = (&'static str, fn(&Path), &'static str);
+
+#[cfg(unix)]
+const ODD: [Odd; 6] = [
+    ("a pipe", |path| make_node(path, FileType::Fifo), "it is a named pipe"),
+    ("a device", |path| make_node(path, FileType::CharacterDevice), "it is a device"),
+    (
+        "a socket",
+        |path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+        "it is a socket",
+    ),
+    ("a directory", |path| fs::create_dir(path).unwrap(), "it is a directory"),
+    (
+        "a link to a file elsewhere",
+        |path| {
+            let elsewhere = outside(path).join("precious");
+            fs::write(&elsewhere, "precious").unwrap();
+            std::os::unix::fs::symlink(elsewhere, path).unwrap();
+        },
+        "it is a symbolic link",
+    ),
+    (
+        "a sparse file with something at its far end",
+        |path| {
+            let file = fs::File::create(path).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, b"far", 1 << 40).unwrap();
+        },
+        "it is a sparse file, longer than any segment",
+    ),
+];
+
+/// A place beside the log that nothing of the log has any business in.
+#[cfg(unix)]
+fn outside(path: &Path) -> PathBuf {
+    let outside = path.parent().unwrap().with_extension("outside");
+    fs::create_dir_all(&outside).unwrap();
+    outside
+}
+
+#[cfg(unix)]
+fn make_node(path: &Path, kind: FileType) {
+    use rustix::fs::{CWD, Mode, makedev, mknodat};
+    let null = makedev(1, 3);
+    match mknodat(CWD, path, kind, Mode::from(0o600), null) {
+        Err(rustix::io::Errno::PERM) if kind != FileType::Fifo => {
+            eprintln!("not privileged to make a device: a pipe stands for it");
+            make_node(path, FileType::Fifo);
+        }
+        made => made.unwrap(),
+    }
+}
+
+/// A log in a directory of its own, closed, and what of it may not change. What lies outside of the
+/// log directory is removed with the rest.
+struct Prepared {
+    top: tempfile::TempDir,
+}
+
+impl Prepared {
+    fn new() -> Self {
+        let top = tempfile::tempdir().unwrap();
+        drop(log(&top.path().join("log")));
+        Self { top }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.top.path().join("log")
+    }
+}
+
+/// Nothing a terminal would act upon, but for the ends of lines.
+fn assert_plain(text: &str) {
+    let acts = |character: char| character.is_control() && character != '\n';
+    assert!(!text.contains(acts), "{text:?}");
+}
+
+#[test]
+#[cfg(unix)]
+fn what_is_no_segment_is_named_and_not_opened() {
+    for (what, make, said) in ODD {
+        let prepared = Prepared::new();
+        let dir = prepared.dir();
+        fs::remove_file(segment(&dir, 2)).unwrap();
+        make(&segment(&dir, 2));
+        let is_device = fs::symlink_metadata(segment(&dir, 2)).unwrap().file_type();
+        let said = if what == "a device" && std::os::unix::fs::FileTypeExt::is_fifo(&is_device) {
+            "it is a named pipe"
+        } else {
+            said
+        };
+        let named = format!("procmond-00002.wal: not read: {said}");
+        let (code, out, _) = procmond(&["verify"], &dir);
+        assert_eq!(code, 1, "{what}: {out}");
+        assert!(out.contains(&named), "{what}: {out}");
+        assert!(out.contains("records 129 to 256 lost"), "{what}: {out}");
+        let (code, lines) = json(&["inspect"], &dir);
+        assert_eq!((code, &lines[1]["fault"]), (0, &said.into()), "{what}");
+        assert_eq!(lines[1]["problems"][0]["kind"], "not_a_segment", "{what}");
+        let (code, _, err) = procmond(&["export"], &dir);
+        assert_eq!(code, 0, "{what}");
+        let path = segment(&dir, 2);
+        assert!(err.contains(&format!("{} is not read: {said}", path.display())), "{what}: {err}");
+        assert_eq!(procmond(&["inspect", "--record", "150"], &dir).0, 1, "{what}");
+        let (code, _, err) = procmond(&["compact"], &dir);
+        assert_eq!(code, 1, "{what}");
+        assert!(err.contains("is damaged"), "{what}: {err}");
+        assert_eq!(repaired(&dir), [(129, 256)], "{what}");
+        if what.starts_with("a link") {
+            let precious = fs::read(outside(&segment(&dir, 2)).join("precious")).unwrap();
+            assert_eq!(precious, b"precious");
+        }
+    }
+}
+
+/// The same among the archives, and as the one file asked for.
+#[test]
+#[cfg(unix)]
+fn what_is_no_archive_is_named_and_not_opened() {
+    for (what, make, _) in ODD {
+        let prepared = Prepared::new();
+        let dir = prepared.dir();
+        let path = dir.join("procmond_20260131_235959-00002.wal");
+        make(&path);
+        let run = |command: &str, path: &Path| {
+            let output = command_of(&["wal", command, "--archive"], path).output().unwrap();
+            (output.status.code().unwrap(), format!("{output:?}"))
+        };
+        let (code, out) = run("verify", &dir);
+        assert_eq!(code, 1, "{what}: {out}");
+        assert!(
+            out.contains("procmond_20260131_235959-00002.wal: not read: it is"),
+            "{what}: {out}"
+        );
+        // Whoever names a link means what it leads to.
+        if !what.starts_with("a link") && !what.starts_with("a directory") {
+            for command in ["inspect", "verify", "export"] {
+                let (code, out) = run(command, &path);
+                assert_eq!(code, 1, "{what}, {command}: {out}");
+                assert!(out.contains("-00002.wal") && out.contains("it is a"), "{what}: {out}");
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn nothing_is_written_through_a_link() {
+    let prepared = Prepared::new();
+    let dir = prepared.dir();
+    let precious = outside(&segment(&dir, 1)).join("precious");
+    let link = |name: &str| {
+        fs::write(&precious, "precious").unwrap();
+        let link = dir.join(name);
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+    };
+    // The lock is written to: the pid.
+    for command in ["repair", "compact"] {
+        link("procmond.lock");
+        let (code, out, err) = procmond(&[command], &dir);
+        assert_eq!((code, &*out), (1, ""), "{command}: {err}");
+        assert!(err.contains("procmond.lock") && err.contains("it is no file"), "{command}: {err}");
+        assert_eq!(fs::read(&precious).unwrap(), b"precious", "{command}");
+    }
+    fs::remove_file(dir.join("procmond.lock")).unwrap();
+    fs::remove_file(&precious).unwrap();
+    link("procmond.lock");
+    fs::remove_file(&precious).unwrap();
+    assert_eq!(procmond(&["repair"], &dir).0, 1);
+    assert!(!precious.exists(), "and none is made where a link leads to nothing");
+    fs::remove_file(dir.join("procmond.lock")).unwrap();
+
+    // A segment is made under this name before it takes another's place.
+    damage(&segment(&dir, 2), b"payload 0150", b'P');
+    link("procmond-00002.wal.new");
+    assert_eq!(repaired(&dir), [(150, 150)]);
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert!(fs::symlink_metadata(segment(&dir, 2)).unwrap().is_file());
+    let (log, _) = WriteAheadLog::open(&dir, WalOptions::default()).unwrap();
+    log.acknowledge(Sequence(200)).unwrap();
+    log.close().unwrap();
+    drop(log);
+    let partly = fs::read_dir(&dir)
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+        .filter(|name| name.ends_with(".wal"))
+        .collect::<Vec<_>>();
+    for name in &partly {
+        link(&format!("{name}.new"));
+    }
+    let (code, _, err) = procmond(&["compact"], &dir);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert_eq!(exported(&dir, &[]).0.first(), Some(&201));
+}
+
+#[test]
+#[cfg(unix)]
+fn names_are_shown_so_that_no_terminal_acts_upon_them() {
+    use std::os::unix::ffi::OsStrExt;
+    let names: [&[u8]; 3] =
+        [b"\x1b[2J\x1b]0;owned\x07", b"\xff\xfe\x9b31m", "\u{9b}31m\u{202e}".as_bytes()];
+    for name in names {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join(std::ffi::OsStr::from_bytes(name));
+        drop(log(&dir));
+        damage(&segment(&dir, 2), b"payload 0150", b'P');
+        // Beside the segments, and almost one of them.
+        for stem in [&b"procmond-00001.wal"[..], b"procmond-", b""] {
+            let path = dir.join(std::ffi::OsStr::from_bytes(&[stem, name].concat()));
+            fs::write(path, "not ours").unwrap();
+        }
+        let archive = dir.join(std::ffi::OsStr::from_bytes(&[name, b".wal"].concat()));
+        fs::copy(segment(&dir, 1), &archive).unwrap();
+        for args in [
+            &["inspect"][..],
+            &["verify"],
+            &["export"],
+            &["inspect", "--record", "150"],
+            &["inspect", "--record", "151"],
+            &["repair"],
+            &["compact"],
+        ] {
+            for json in [&["--json"][..], &[]] {
+                let output = command_of(&[&["wal"], args, json, &["--dir"]].concat(), &dir)
+                    .output()
+                    .unwrap();
+                for text in [output.stdout, output.stderr] {
+                    assert_plain(&String::from_utf8(text).unwrap());
+                }
+            }
+        }
+        for path in
+            [&archive, &dir.join("nowhere"), &top.path().join("nowhere").join(name_of(name))]
+        {
+            for json in [&["--json"][..], &[]] {
+                for command in ["inspect", "verify", "export"] {
+                    let args = [&["wal", command], json, &["--archive"]].concat();
+                    let output = command_of(&args, path).output().unwrap();
+                    for text in [output.stdout, output.stderr] {
+                        assert_plain(&String::from_utf8(text).unwrap());
+                    }
+                }
+            }
+        }
+        let (code, _, err) = procmond(&["verify"], &top.path().join(name_of(name)).join("nowhere"));
+        assert_eq!(code, 2);
+        assert_plain(&err);
+    }
+}
+
+#[cfg(unix)]
+fn name_of(bytes: &[u8]) -> &std::ffi::OsStr {
+    std::os::unix::ffi::OsStrExt::from_bytes(bytes)
+}
+
+/// A segment with a hole of a terabyte behind it is read to the end of its data.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_hole_behind_a_segment_is_not_read() {
+    let prepared = Prepared::new();
+    let dir = prepared.dir();
+    damage(&segment(&dir, 2), b"payload 0150", b'P');
+    for number in [2, 3] {
+        let file = fs::File::options().write(true).open(segment(&dir, number)).unwrap();
+        if let Err(error) = file.set_len(1 << 40) {
+            eprintln!("skipped: this file system has no files of a terabyte ({error})");
+            return;
+        }
+    }
+    let expected = (1..=300).filter(|&n| n != 150).collect::<Vec<_>>();
+    assert_eq!(exported(&dir, &[]), (expected.clone(), vec![(150, 150, "damaged".to_owned())]));
+    let (_, lines) = json(&["verify"], &dir);
+    let total = lines.last().unwrap();
+    assert_eq!((&total["records"], &total["lost"]), (&299.into(), &1.into()));
+    assert_eq!(procmond(&["compact"], &dir).0, 1);
+    let (code, out, err) = procmond(&["repair"], &dir);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(
+        fs::metadata(segment(&dir, 2)).unwrap().len() < 10_000,
+        "mended, it ends where it ends"
+    );
+    assert_eq!(exported(&dir, &[]).0, expected);
+    assert_eq!(procmond(&["compact"], &dir).0, 0);
+    assert!(fs::metadata(segment(&dir, 3)).unwrap().len() < 10_000);
+    assert_eq!(exported(&dir, &[]).0, expected);
+}
+
+/// Somebody appends to the newest segment as fast as they can, and they are no log.
+#[test]
+fn a_file_that_grows_meanwhile_is_read_to_where_it_ended() {
+    let prepared = Prepared::new();
+    let dir = prepared.dir();
+    let stop = AtomicBool::new(false);
+    let path = segment(&dir, 3);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Of the file that has the name, which is another once it has been mended.
+            while !stop.load(Ordering::Relaxed) {
+                let mut file = fs::File::options().append(true).open(&path).unwrap();
+                for _ in 0..100 {
+                    file.write_all(&[0x55; 4096]).unwrap();
+                }
+                if file.metadata().unwrap().len() > 64 << 20 {
+                    file.set_len(4096).unwrap();
+                }
+            }
+        });
+        for command in ["inspect", "verify", "export", "repair", "compact"] {
+            let (code, _, err) = procmond(&[command], &dir);
+            assert!(code < 2, "{command}: {err}");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(exported(&dir, &["--to", "256"]).0.len(), 256, "nothing was harmed");
+}
+
+/// Run as an ordinary user on files that only root may read.
+#[test]
+#[cfg(unix)]
+fn a_file_that_may_not_be_read_is_named() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65534;
+    let prepared = Prepared::new();
+    let dir = prepared.dir();
+    let before = fs::read(segment(&dir, 1)).unwrap();
+    let root = rustix::process::geteuid().is_root();
+    if root {
+        for path in [prepared.top.path(), &dir] {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    fs::set_permissions(segment(&dir, 2), fs::Permissions::from_mode(0o0)).unwrap();
+    for entry in fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        if root && path != segment(&dir, 2) {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    for command in ["inspect", "verify", "export", "repair", "compact"] {
+        let mut run = command_of(&["wal", command, "--dir"], &dir);
+        if root {
+            // The program itself may stand where only root gets to: it is given as an open file.
+            let program = fs::File::open(env!("CARGO_BIN_EXE_procmond")).unwrap();
+            run = Command::new("/proc/self/fd/0");
+            run.args(["wal", command, "--dir"]).arg(&dir).stdin(program).uid(NOBODY).gid(NOBODY);
+        }
+        let output = run.output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command}: {err}");
+        let named = err.contains("procmond-00002.wal") && err.contains("Permission denied");
+        assert!(named, "{command}: {err}");
+    }
+    assert_eq!(fs::read(segment(&dir, 1)).unwrap(), before);
+    let names = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!names.map(|name| name.into_string().unwrap()).any(|name| name.starts_with("repair-")));
 }

@@ -257,7 +257,7 @@ fn what_damage_costs() {
         Case {
             what: "another log's segment",
             hurt: |files| {
-                fs::copy(stranger().join("procmond-00002.wal"), files.path(2)).unwrap();
+                files.put(2, &Files::of(stranger()).bytes(2));
             },
             lost: &[(129, 256, MISSING)],
             verify: &[(2, "foreign", None), (3, "predecessor_missing", Some((129, 256)))],
@@ -355,7 +355,7 @@ fn what_damage_costs_with_an_earlier_life_behind_the_records() {
         torn: false,
         why_opened: None,
     };
-    let files = Files::copy_of(recycled());
+    let files = Files::of(recycled());
     let earlier = files.record(3, 20);
     assert!(earlier > files.record(3, 101), "record 20 of the earlier life is still in the file");
     sound.check();
@@ -404,13 +404,11 @@ fn what_damage_costs_with_an_earlier_life_behind_the_records() {
 /// segment says so. Ours are named, neither read nor touched, and come back when it is taken away.
 #[test]
 fn another_log_s_segment_as_the_newest_hides_the_log_and_harms_nothing() {
-    let files = Files::copy_of(singles());
+    let files = Files::of(singles());
     let before: Vec<_> = (1..=3).map(|segment| files.bytes(segment)).collect();
-    let theirs = stranger().join("procmond-00003.wal");
-    let mut label = fs::read(theirs).unwrap();
-    // Under a number of its own: its header says 3, so its first control record has to go too.
-    rename(&mut label, 4);
-    files.put(4, &label);
+    let mut theirs = Files::of(stranger()).bytes(3);
+    rename(&mut theirs, 4);
+    files.put(4, &theirs);
     let (code, lines) = verify(files.dir.path());
     assert_eq!(code, 1);
     for segment in 1..=3 {
@@ -444,7 +442,7 @@ fn every_byte_of_a_segment_counts_for_its_own_frame_alone() {
     for (log, segment, (first, last), all) in
         [(singles(), 2, (129, 256), 300), (tens(), 1, (1, 100), 100)]
     {
-        let files = Files::copy_of(log);
+        let files = Files::of(log);
         let dir = files.dir.path();
         let bytes = files.bytes(segment);
         let frames = frames(&bytes);
@@ -520,9 +518,9 @@ fn ten_thousand_records_survive_as_many_as_are_whole() {
         append(&log, first, 64.min(RECORDS + 1 - first), payload);
     }
     // As it lies there while it is written, every record with a receipt.
-    let crashed = Files::copy_of(dir.path());
+    let crashed = image(dir.path());
     drop(log);
-    let bytes = crashed.bytes(1);
+    let bytes = Files::of(&crashed).bytes(1);
     let frames = frames(&bytes);
     let at = |sequence: u64| find(&bytes, &payload(sequence));
     let (middle, last) = (at(RECORDS / 2 + 1), at(RECORDS));
@@ -546,7 +544,7 @@ fn ten_thousand_records_survive_as_many_as_are_whole() {
         ("the tail overwritten", last + 200..end, garbage, 9_999),
     ];
     for (what, range, hurt, survivors) in rows {
-        let files = Files::copy_of(crashed.dir.path());
+        let files = Files::of(&crashed);
         files.change(1, |bytes| hurt(&mut bytes[range.clone()]));
         // Those records, and no others, that a changed byte is in.
         let touched =
@@ -572,7 +570,7 @@ fn ten_thousand_records_survive_as_many_as_are_whole() {
 
     // Cut short anywhere, every whole record is there.
     for cut in [middle, middle - FRAME, middle + BYTES, last + 1, 5_000, BEFORE_RECORDS, HEADER] {
-        let files = Files::copy_of(crashed.dir.path());
+        let files = Files::of(&crashed);
         files.cut(1, cut);
         let whole = frames.iter().take_while(|(span, _)| span.end <= cut);
         let whole = whole.filter_map(|(_, sequence)| *sequence).last().unwrap_or(0);
@@ -588,19 +586,27 @@ fn ten_thousand_records_survive_as_many_as_are_whole() {
     }
 }
 
-/// A log directory that may be hurt, copied from one that was written once.
+/// The files of a log that was written once.
+type Image = Vec<(String, Vec<u8>)>;
+
+fn image(dir: &Path) -> Image {
+    let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let name = |entry: &fs::DirEntry| entry.file_name().into_string().unwrap();
+    files.map(|entry| (name(&entry), fs::read(entry.path()).unwrap())).collect()
+}
+
+/// A log directory that may be hurt.
 struct Files {
     dir: TempDir,
 }
 
 impl Files {
-    fn copy_of(dir: &Path) -> Self {
-        let copy = tempfile::tempdir().unwrap();
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    fn of(image: &Image) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in image {
+            fs::write(dir.path().join(name), bytes).unwrap();
         }
-        Self { dir: copy }
+        Self { dir }
     }
 
     fn path(&self, segment: u64) -> PathBuf {
@@ -658,7 +664,7 @@ fn find(bytes: &[u8], needle: &[u8]) -> usize {
 /// Writes a log of so many records by commits of so many, and closes it: a witness follows the
 /// last record. Its segments come out as long as they should, or it is written again: where the
 /// machine is so slow that the log falls idle between two commits, it says so in a frame more.
-fn written(records: u64, commit: u64, lengths: &[usize]) -> TempDir {
+fn written(records: u64, commit: u64, lengths: &[usize]) -> Image {
     for _ in 0..50 {
         let dir = tempfile::tempdir().unwrap();
         let (log, _) = WriteAheadLog::open(dir.path(), small_segments()).unwrap();
@@ -672,7 +678,7 @@ fn written(records: u64, commit: u64, lengths: &[usize]) -> TempDir {
             .map(|metadata| metadata.len() as usize)
             .collect();
         if found == lengths {
-            return dir;
+            return image(dir.path());
         }
     }
     panic!("the log never came out as {lengths:?}");
@@ -700,51 +706,54 @@ fn small_segments() -> WalOptions {
 
 /// Three segments with the records 1 to 128, 129 to 256 and 257 to 300, each a commit of its own.
 /// The first two have a control record where they pass 4096 bytes.
-fn singles() -> &'static Path {
-    static LOG: OnceLock<TempDir> = OnceLock::new();
-    LOG.get_or_init(singly).path()
+fn singles() -> &'static Image {
+    static LOG: OnceLock<Image> = OnceLock::new();
+    LOG.get_or_init(singly)
 }
 
 /// Another log altogether, of the same shape.
-fn stranger() -> &'static Path {
-    static LOG: OnceLock<TempDir> = OnceLock::new();
-    LOG.get_or_init(singly).path()
+fn stranger() -> &'static Image {
+    static LOG: OnceLock<Image> = OnceLock::new();
+    LOG.get_or_init(singly)
 }
 
-fn singly() -> TempDir {
+fn singly() -> Image {
     let full = BEFORE_RECORDS + 128 * RECORD + CONTROL;
     written(300, 1, &[full, full, BEFORE_RECORDS + 44 * RECORD + CONTROL])
 }
 
 /// `singles`, opened once more to acknowledge a hundred records.
-fn committed() -> &'static Path {
-    static LOG: OnceLock<TempDir> = OnceLock::new();
+fn committed() -> &'static Image {
+    static LOG: OnceLock<Image> = OnceLock::new();
     let made = || {
-        let files = Files::copy_of(singles());
+        let files = Files::of(singles());
         let (log, _) = open(files.dir.path());
         log.acknowledge(Sequence(100)).unwrap();
         log.close().unwrap();
-        files.dir
+        drop(log);
+        image(files.dir.path())
     };
-    LOG.get_or_init(made).path()
+    LOG.get_or_init(made)
 }
 
 /// One segment of a hundred records, in commits of ten.
-fn tens() -> &'static Path {
-    static LOG: OnceLock<TempDir> = OnceLock::new();
-    LOG.get_or_init(|| written(100, 10, &[BEFORE_RECORDS + 100 * RECORD + 2 * CONTROL])).path()
+fn tens() -> &'static Image {
+    static LOG: OnceLock<Image> = OnceLock::new();
+    LOG.get_or_init(|| written(100, 10, &[BEFORE_RECORDS + 100 * RECORD + 2 * CONTROL]))
 }
 
 /// One segment with the records 71 to 101, made out of another whose records stand behind them.
 /// What came before was acknowledged. It was killed: no witness follows the last record.
-fn recycled() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1/recycled"))
+fn recycled() -> &'static Image {
+    static LOG: OnceLock<Image> = OnceLock::new();
+    let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1/recycled"));
+    LOG.get_or_init(|| image(golden))
 }
 
 /// A row of the table.
 struct Case {
     what: &'static str,
-    log: fn() -> &'static Path,
+    log: fn() -> &'static Image,
     hurt: fn(&Files),
     /// The first and the last sequence that is accounted for, lost or not.
     of: (u64, u64),
@@ -843,7 +852,7 @@ impl Case {
     fn check(&self) {
         let Self { what, lost, torn, .. } = *self;
         let mut wanted = expected(self.of, lost);
-        let files = Files::copy_of((self.log)());
+        let files = Files::of((self.log)());
         (self.hurt)(&files);
         let dir = files.dir.path();
 

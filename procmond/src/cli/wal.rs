@@ -174,7 +174,8 @@ fn print_segments(out: &mut impl Write, inspection: &Inspection) -> io::Result<(
         let health = if segment.problems.is_empty() {
             "good".to_owned()
         } else {
-            segment.problems.iter().map(describe).collect::<Vec<_>>().join("; ")
+            let problems = segment.problems.iter().map(|problem| describe(segment, problem));
+            problems.collect::<Vec<_>>().join("; ")
         };
         let health = match (segment.archived, packed(segment)) {
             (true, Some(packing)) => format!("{health} (archive, {packing})"),
@@ -220,9 +221,10 @@ fn print_segments_json(out: &mut impl Write, inspection: &Inspection) -> io::Res
             "archived": segment.archived,
             "second": segment.second,
             "sound": segment.is_sound(),
+            "fault": segment.fault,
             "problems": segment.problems.iter().map(problem_json).collect::<Vec<_>>(),
         });
-        writeln!(out, "{object}")?;
+        writeln!(out, "{}", export::one_line(&object))?;
     }
     writeln!(out, "{}", total_json(inspection))
 }
@@ -230,7 +232,7 @@ fn print_segments_json(out: &mut impl Write, inspection: &Inspection) -> io::Res
 fn print_problems(out: &mut impl Write, inspection: &Inspection) -> io::Result<()> {
     for segment in &inspection.segments {
         for problem in &segment.problems {
-            writeln!(out, "{}: {}", name(segment), describe(problem))?;
+            writeln!(out, "{}: {}", name(segment), describe(segment, problem))?;
         }
     }
     let total = Total::of(inspection);
@@ -251,7 +253,8 @@ fn print_problems_json(out: &mut impl Write, inspection: &Inspection) -> io::Res
             object["type"] = "problem".into();
             object["number"] = segment.number.into();
             object["path"] = segment.path.to_string_lossy().into();
-            writeln!(out, "{object}")?;
+            object["fault"] = segment.fault.as_deref().into();
+            writeln!(out, "{}", export::one_line(&object))?;
         }
     }
     writeln!(out, "{}", total_json(inspection))
@@ -272,7 +275,8 @@ fn name(segment: &SegmentReport) -> String {
 }
 
 /// A problem in a sentence.
-fn describe(problem: &Problem) -> String {
+fn describe(segment: &SegmentReport, problem: &Problem) -> String {
+    let fault = escape(segment.fault.as_deref().unwrap_or("no reason was given").as_bytes());
     let Problem { kind, from, to, lost } = problem;
     let lost = lost.map_or_else(
         || "no record lost".to_owned(),
@@ -285,7 +289,8 @@ fn describe(problem: &Problem) -> String {
         ProblemKind::Header => "header damaged, read by its copy; no record lost".to_owned(),
         ProblemKind::Gap => format!("known gap at byte {from}: {lost}"),
         ProblemKind::CutShort => format!("archive cut short at byte {from}: its end is missing"),
-        ProblemKind::Packing => format!("cannot be unpacked beyond byte {from}"),
+        ProblemKind::Packing => format!("cannot be unpacked beyond byte {from}: {fault}"),
+        ProblemKind::NotASegment => format!("not read: {fault}"),
         ProblemKind::Damaged if from == to => format!("hole at byte {from}: {lost}"),
         ProblemKind::TornTail => format!(
             "torn tail, bytes {from} to {to} are no whole record; the next start cuts them off"

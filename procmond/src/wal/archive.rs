@@ -335,8 +335,7 @@ impl<'a> Original<'a> {
         path: &Path,
         compression: Compression,
     ) -> Result<(), WalError> {
-        let file = storage
-            .create(path)
+        let file = copy::create_anew(storage, path)
             .map_err(|source| WalError::io("create the archive", path, source))?;
         let failed = |source| WalError::io("write the archive", path, source);
         let mut packer = Packer::new(&*file, compression).map_err(failed)?;

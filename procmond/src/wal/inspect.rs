@@ -10,7 +10,7 @@ use std::time::Duration;
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
 use super::format::{CONTROL_BYTES, FRAME_BYTES, FrameHead, HEADER_BYTES, KIND_CONTROL, Label};
-use super::offline::catalogue::{Catalogue, Found, Group, Place, read_full};
+use super::offline::catalogue::{Catalogue, Found, Group, Odd, Place, read_full};
 use super::segment::{self, Contents, Ends};
 use super::storage::{OsStorage, StorageFile};
 use super::{Compression, LogFiles, LostRange, LostReason, Progress, WalError};
@@ -56,7 +56,7 @@ pub struct SegmentReport {
     pub range: Option<(Sequence, Sequence)>,
     /// Whole records in it.
     pub records: u64,
-    /// Why it could not be unpacked to its end.
+    /// Why it could not be unpacked to its end, or what it is instead of a segment.
     pub fault: Option<String>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
@@ -101,6 +101,9 @@ pub enum ProblemKind {
     Unreadable,
     /// It belongs to another log, and is not read.
     Foreign,
+    /// It has a segment's name and cannot be one: no file, or one that is too long. It is not
+    /// opened.
+    NotASegment,
     /// The segment before it is missing.
     PredecessorMissing,
     /// An archive that does not end as archives do.
@@ -122,6 +125,7 @@ impl ProblemKind {
             Self::TornTail => "torn_tail",
             Self::Unreadable => "unreadable",
             Self::Foreign => "foreign",
+            Self::NotASegment => "not_a_segment",
             Self::PredecessorMissing => "predecessor_missing",
             Self::CutShort => "cut_short",
             Self::Packing => "packing",
@@ -189,6 +193,7 @@ fn look(files: &LogFiles, progress: &Progress) -> Result<(Inspection, bool), Wal
         report.problem(ProblemKind::Foreign, 0, found.bytes, None);
         inspection.segments.push(report);
     }
+    inspection.segments.extend(catalogue.odd.iter().map(SegmentReport::of_odd));
     if files.dir.is_some() && files.archives.is_empty() {
         inspection.segments.sort_by_key(|report| report.number);
     }
@@ -349,13 +354,25 @@ fn has_control_at(file: &dyn StorageFile, offset: u64) -> io::Result<bool> {
 
 impl SegmentReport {
     fn of(found: &Found) -> Self {
+        let archived = found.place != Place::Log;
+        Self::new(found.number, &found.path, found.bytes, archived)
+    }
+
+    fn of_odd(odd: &Odd) -> Self {
+        let mut report = Self::new(odd.number, &odd.path, 0, odd.archived);
+        report.fault = Some(odd.what.to_owned());
+        report.problem(ProblemKind::NotASegment, 0, 0, None);
+        report
+    }
+
+    fn new(number: u64, path: &Path, bytes: u64, archived: bool) -> Self {
         Self {
-            number: found.number,
-            path: found.path.clone(),
-            bytes: found.bytes,
-            file_bytes: found.bytes,
+            number,
+            path: path.to_owned(),
+            bytes,
+            file_bytes: bytes,
             compression: Compression::None,
-            archived: found.place != Place::Log,
+            archived,
             second: false,
             identity: None,
             range: None,

@@ -4,9 +4,15 @@
 //! nothing: they may be used on a live directory, on a damaged one, and on archives. [`repair`] and
 //! [`compact`] write and hold the directory while they do.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use daemoneye_lib::paths::WAL_LOCK_FILE;
+
+use super::WalError;
+use super::lock::DirLock;
 
 pub(crate) mod catalogue;
 mod compact;
@@ -17,6 +23,20 @@ mod rewrite;
 pub use compact::{Compaction, compact};
 pub use read::{Field, FoundRecord, LogEntry, find_record, read_files};
 pub use repair::{Repair, RepairAction, repair};
+
+/// Takes the lock of a log directory that anybody may have made: the lock file is written to, so it
+/// has to be one.
+fn lock(dir: &Path) -> Result<DirLock, WalError> {
+    let path = dir.join(WAL_LOCK_FILE);
+    if std::fs::symlink_metadata(&path).is_ok_and(|lock| !lock.is_file()) {
+        let source = io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is no file; if it is not a log's doing, remove it",
+        );
+        return Err(WalError::io("use the lock", &path, source));
+    }
+    DirLock::take(dir)
+}
 
 /// Where to look for segments.
 #[derive(Debug, Clone, Default)]

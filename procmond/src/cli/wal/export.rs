@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use daemoneye_lib::display::escape;
 use daemoneye_lib::models::event::{Event, EventKind};
+use daemoneye_lib::since::parse_since;
 use daemoneye_lib::stream::{Sequence, wall_clock_ns};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -66,8 +67,11 @@ pub(super) fn export(args: &ExportArgs) -> Result<ExitCode, ExitCode> {
     let progress = Progress::default();
     let read = progress::shown(&progress, || read_files(&files, range, &progress, &mut visit));
     written(printed.and_then(|()| out.flush()))?;
-    read.map_err(|error| failed(&error))?;
-    if progress.bytes().1 == 0 {
+    let not_read = read.map_err(|error| failed(&error))?;
+    for (path, why) in &not_read {
+        eprintln!("procmond: {} is not read: {why}", escape(path.as_os_str().as_encoded_bytes()));
+    }
+    if not_read.is_empty() && progress.bytes().1 == 0 {
         return Err(args.files.empty());
     }
     Ok(ExitCode::SUCCESS)
@@ -184,45 +188,12 @@ fn time(time_ns: i64) -> String {
 }
 
 fn since_now(text: &str) -> Result<i64, String> {
-    since(text, wall_clock_ns())
-}
-
-/// Reads a point in time, absolute or as an age at `now_ns`.
-fn since(text: &str, now_ns: i64) -> Result<i64, String> {
-    let unit = match text.chars().last() {
-        Some('s') => 1,
-        Some('m') => 60,
-        Some('h') => 3_600,
-        Some('d') => 86_400,
-        _ => 0,
-    };
-    let digits = &text[..text.len().saturating_sub(usize::from(unit > 0))];
-    if unit > 0 && !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        let count: i64 = digits.parse().unwrap_or(i64::MAX);
-        let age_ns = count.saturating_mul(unit).saturating_mul(1_000_000_000);
-        return Ok(now_ns.saturating_sub(age_ns));
-    }
-    let time: Timestamp = text.parse().map_err(|_| {
-        "neither a time like 2026-01-31T12:00:00Z nor an age like 30s, 10m, 2h or 1d".to_owned()
-    })?;
-    i64::try_from(time.as_nanosecond()).map_err(|_| "beyond the times that events have".to_owned())
+    parse_since(text, wall_clock_ns())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn points_in_time_are_read_in_both_forms() {
-        let second = 1_000_000_000;
-        let now = 1_000_000 * second;
-        assert_eq!(since("30s", now), Ok(now - 30 * second));
-        assert_eq!(since("1d", now), Ok(now - 86_400 * second));
-        assert_eq!(since("1970-01-01T00:00:10Z", now), Ok(10 * second));
-        for wrong in ["", "m", "-5m", "10", "yesterday", "µs", "２h"] {
-            assert!(since(wrong, now).is_err(), "{wrong:?}");
-        }
-    }
 
     #[test]
     fn no_control_character_survives() {

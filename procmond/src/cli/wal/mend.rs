@@ -8,6 +8,7 @@ use clap::Args;
 use daemoneye_lib::display::escape;
 use serde_json::json;
 
+use super::export::one_line;
 use super::{failed, print_problems, progress, total_json, usage, written};
 use crate::wal::{self, Compaction, Progress, RepairAction};
 
@@ -63,7 +64,8 @@ pub(super) fn repair(args: &MendArgs) -> Result<ExitCode, ExitCode> {
             };
             if args.json {
                 let path = path.to_string_lossy();
-                writeln!(out, "{}", json!({"type": "action", "path": path, "action": word}))?;
+                let object = json!({"type": "action", "path": path, "action": word});
+                writeln!(out, "{}", one_line(&object))?;
             } else {
                 writeln!(out, "{name}: {sentence}")?;
             }
@@ -71,7 +73,7 @@ pub(super) fn repair(args: &MendArgs) -> Result<ExitCode, ExitCode> {
         if args.json {
             let mut total = total_json(&repaired.after);
             total["copies"] = repaired.copies.as_ref().map(|path| path.to_string_lossy()).into();
-            return writeln!(out, "{total}");
+            return writeln!(out, "{}", one_line(&total));
         }
         if let Some(copies) = &repaired.copies {
             writeln!(out, "what was changed is kept in {}", shown(copies))?;

@@ -8,7 +8,7 @@ use daemoneye_lib::stream::Sequence;
 use super::super::WalError;
 use super::super::format::{FrameHead, HEADER_BYTES, KIND_CONTROL, Label, Rest};
 use super::super::scan::{Accept, Scanner, Step};
-use super::super::storage::StorageFile;
+use super::super::storage::{Storage, StorageFile};
 
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -243,6 +243,16 @@ impl Straight<'_> {
     }
 }
 
+/// Creates a file for a copy. Whatever has its name goes before: were it a link, the copy would be
+/// written to where that leads.
+pub(crate) fn create_anew(storage: &dyn Storage, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+    match storage.unlink(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    storage.create(path)
+}
+
 /// Copies a file as it is.
 pub(crate) fn write_bytes(
     from: &dyn StorageFile,
@@ -270,18 +280,19 @@ pub(crate) fn same_bytes(
     Ok(same && other.is_at_end().map_err(failed)?)
 }
 
-/// Until one is refused; then false.
+/// Until one is refused; then false. A file that grows meanwhile is read to where it ended.
 fn each_chunk(
     file: &dyn StorageFile,
     path: &Path,
     mut take: impl FnMut(&[u8]) -> Result<bool, WalError>,
 ) -> Result<bool, WalError> {
+    let failed = |source| WalError::io("read", path, source);
+    let length = file.len().map_err(failed)?;
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut at = 0;
     loop {
-        let got = file
-            .read_some_at(&mut buffer, at)
-            .map_err(|source| WalError::io("read", path, source))?;
+        let want = buffer.len().min(usize::try_from(length - at).unwrap_or(usize::MAX));
+        let got = file.read_some_at(&mut buffer[..want], at).map_err(failed)?;
         if got == 0 {
             return Ok(true);
         }

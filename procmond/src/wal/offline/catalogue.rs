@@ -1,5 +1,10 @@
 //! Which segments there are, live and archived, and which of them belong together.
+//!
+//! What stands in a directory may have been put there by anybody. Only files are opened: a pipe
+//! would wait for somebody to write, a device for whatever it waits for, and a link leads where
+//! nobody asked us to look.
 
+use std::fs::{self, FileType};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +13,7 @@ use daemoneye_lib::stream::{Sequence, StreamId};
 
 use super::super::WalError;
 use super::super::archive::ArchiveName;
-use super::super::archive::pack::{Opened, open_unpacked, open_unpacked_by};
+use super::super::archive::pack::{Opened, UNPACKED_BYTES_MAX, open_unpacked_by};
 use super::super::format::{FRAME_BYTES, HEADER_BYTES, Header, Label, read_header};
 use super::super::segment::{self, EMPTY_BYTES, Ends, FileName};
 use super::super::storage::{Storage, StorageFile};
@@ -24,6 +29,18 @@ pub(crate) struct Found {
     pub(crate) bytes: u64,
     pub(crate) header_whole: bool,
     pub(crate) label: Option<Label>,
+    /// What is read of it, if it is longer than a segment.
+    readable: Option<u64>,
+}
+
+/// What has the name of a segment and cannot be one. It is not opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Odd {
+    pub(crate) number: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) archived: bool,
+    /// What it is, in words.
+    pub(crate) what: &'static str,
 }
 
 /// Where a segment file was found.
@@ -52,6 +69,8 @@ pub(crate) struct Catalogue {
     pub(crate) groups: Vec<Group>,
     /// Segments in the log directory that belong to another log.
     pub(crate) foreign: Vec<Found>,
+    /// What is no file, or none that can be a segment.
+    pub(crate) odd: Vec<Odd>,
     /// The stream of the log directory.
     pub(crate) stream: Option<StreamId>,
     /// Files went away while they were looked at.
@@ -95,13 +114,17 @@ impl Catalogue {
     ) -> Result<(), WalError> {
         let mut segments = Vec::new();
         let mut next = Vec::new();
-        for name in list(storage, dir)? {
+        for (name, is) in list(dir)? {
             let (files, number) = match FileName::parse(&name) {
                 Some(FileName::Segment(number)) => (&mut segments, number),
                 Some(FileName::Next(number)) => (&mut next, number),
                 _ => continue,
             };
             let path = dir.join(name);
+            if let Some(what) = oddity(&path, is) {
+                self.odd.push(Odd { number, path, archived: false, what });
+                continue;
+            }
             match Found::ask(storage, path, Some(number), Place::Log, progress)? {
                 Some(found) => files.push(found),
                 None => self.vanished = true,
@@ -147,23 +170,29 @@ impl Catalogue {
         progress: &Progress,
         archived: &mut Vec<(Option<ArchiveName>, Found)>,
     ) -> Result<(), WalError> {
-        let names = match storage.list(path) {
-            Ok(names) => names,
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let found = ask_archive(storage, path.to_owned(), name, progress)?;
-                archived.extend(found);
-                return Ok(());
+        // Whoever names a link means what it leads to.
+        let is = fs::metadata(path).map_err(|source| WalError::io("read", path, source))?;
+        if !is.is_dir() {
+            if let Some(what) = oddity(path, is.file_type()) {
+                let source = io::Error::new(io::ErrorKind::InvalidInput, what);
+                return Err(WalError::io("read", path, source));
             }
-            Err(source) => return Err(WalError::io("list", path, source)),
-        };
-        for name in names {
-            let ours = ArchiveName::parse(&name).is_some()
-                || matches!(FileName::parse(&name), Some(FileName::Segment(_)));
-            if !ours {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            archived.extend(ask_archive(storage, path.to_owned(), name, progress)?);
+            return Ok(());
+        }
+        for (name, is) in list(path)? {
+            let number = match (ArchiveName::parse(&name), FileName::parse(&name)) {
+                (Some(archive), _) => archive.number,
+                (None, Some(FileName::Segment(number))) => number,
+                _ => continue,
+            };
+            let path = path.join(&name);
+            if let Some(what) = oddity(&path, is) {
+                self.odd.push(Odd { number, path, archived: true, what });
                 continue;
             }
-            match ask_archive(storage, path.join(&name), &name, progress)? {
+            match ask_archive(storage, path, &name, progress)? {
                 Some(found) => archived.push(found),
                 // Its time was over.
                 None => self.vanished = true,
@@ -189,8 +218,88 @@ fn ask_archive(
     Ok(Found::ask(storage, path, number, place, progress)?.map(|found| (archive, found)))
 }
 
-fn list(storage: &dyn Storage, dir: &Path) -> Result<Vec<String>, WalError> {
-    storage.list(dir).map_err(|source| WalError::io("list", dir, source))
+/// What there is in a directory. Names that are not UTF-8 are not ours.
+fn list(dir: &Path) -> Result<Vec<(String, FileType)>, WalError> {
+    let listed = fs::read_dir(dir).and_then(|entries| {
+        entries
+            .map(|entry| {
+                let entry = entry?;
+                Ok(entry.file_name().into_string().ok().zip(Some(entry.file_type()?)))
+            })
+            .filter_map(Result::transpose)
+            .collect()
+    });
+    listed.map_err(|source| WalError::io("list", dir, source))
+}
+
+/// What stands under a segment's name, if it cannot be a segment.
+fn oddity(path: &Path, is: FileType) -> Option<&'static str> {
+    if is.is_symlink() {
+        return Some("it is a symbolic link");
+    }
+    if is.is_dir() {
+        return Some("it is a directory");
+    }
+    if !is.is_file() {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::FileTypeExt;
+            if is.is_fifo() {
+                return Some("it is a named pipe");
+            }
+            if is.is_socket() {
+                return Some("it is a socket");
+            }
+        }
+        return Some("it is a device");
+    }
+    is_too_sparse(path).then_some("it is a sparse file, longer than any segment")
+}
+
+/// Whether a file has something behind more bytes than a segment has, and most of them are not
+/// there: who made it wants them to be read.
+#[cfg(unix)]
+fn is_too_sparse(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    const BLOCK_BYTES: u64 = 512;
+    // What cannot be asked here is asked again, and told, when it is opened.
+    fs::metadata(path).is_ok_and(|file| {
+        file.blocks() * BLOCK_BYTES < UNPACKED_BYTES_MAX
+            && data_end(path).is_ok_and(|end| end.is_some_and(|end| end > UNPACKED_BYTES_MAX))
+    })
+}
+
+#[cfg(not(unix))]
+fn is_too_sparse(_path: &Path) -> bool {
+    false
+}
+
+/// Where the data of a file ends, if it is longer than a segment. A hole behind it, which may be of
+/// exabytes, reads as zeros, and those mean nothing at the end of a segment.
+#[cfg(target_os = "linux")]
+fn data_end(path: &Path) -> io::Result<Option<u64>> {
+    use rustix::fs::{SeekFrom, seek};
+    use rustix::io::Errno;
+    let length = fs::metadata(path)?.len();
+    if length <= UNPACKED_BYTES_MAX {
+        return Ok(None);
+    }
+    let file = fs::File::open(path)?;
+    let mut end = 0;
+    loop {
+        match seek(&file, SeekFrom::Data(end)) {
+            Ok(data) => end = seek(&file, SeekFrom::Hole(data))?,
+            Err(Errno::NXIO) => return Ok(Some(end)),
+            // The file system does not know.
+            Err(Errno::INVAL) => return Ok(Some(length)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn data_end(path: &Path) -> io::Result<Option<u64>> {
+    Ok(Some(fs::metadata(path)?.len()).filter(|&length| length > UNPACKED_BYTES_MAX))
 }
 
 impl Group {
@@ -235,7 +344,12 @@ impl Found {
         place: Place,
         progress: &Progress,
     ) -> Result<Option<Self>, WalError> {
-        let opened = match open_unpacked(storage, &path) {
+        // What is wrong with it is told by opening it.
+        let readable = data_end(&path).unwrap_or_default();
+        let capped = |file| -> Box<dyn StorageFile> {
+            Box::new(Watched::new(file, Progress::default(), readable))
+        };
+        let opened = match open_unpacked_by(storage, &path, &capped) {
             Ok(opened) => opened,
             Err(WalError::Io { source, .. })
                 if place != Place::Copy && source.kind() == io::ErrorKind::NotFound =>
@@ -255,7 +369,7 @@ impl Found {
         let label = segment::read_label(file, &path, number)?;
         let bytes = opened.stored_bytes().map_err(failed)?;
         progress.expect(bytes);
-        Ok(Some(Self { number, path, place, bytes, header_whole, label }))
+        Ok(Some(Self { number, path, place, bytes, header_whole, label, readable }))
     }
 
     /// Opens it for reading; `None` if it is gone, or its file has become another segment's.
@@ -265,7 +379,7 @@ impl Found {
         progress: &Progress,
     ) -> Result<Option<Opened>, WalError> {
         let watched = |file| -> Box<dyn StorageFile> {
-            Box::new(Watched { file, progress: progress.clone(), seen: AtomicU64::new(0) })
+            Box::new(Watched::new(file, progress.clone(), self.readable))
         };
         match open_unpacked_by(storage, &self.path, &watched) {
             Ok(opened) if self.is_still(opened.file())? => Ok(Some(opened)),
@@ -281,6 +395,13 @@ impl Found {
     /// the newest and nothing in it can be read.
     pub(crate) const fn room(&self) -> u64 {
         self.bytes.saturating_sub(EMPTY_BYTES) / FRAME_BYTES as u64
+    }
+
+    /// Opens it for whoever holds the directory: nobody may have taken it away.
+    pub(crate) fn still(&self, storage: &dyn Storage) -> Result<Opened, WalError> {
+        self.open(storage, &Progress::default())?.ok_or_else(|| {
+            WalError::io("open", &self.path, io::Error::from(io::ErrorKind::NotFound))
+        })
     }
 
     /// Whether an open file is still this segment: one that was retired may be written anew.
@@ -329,16 +450,27 @@ pub(crate) fn read_full(
     Ok(filled)
 }
 
-/// Counts what is read for the first time.
+/// A file of which only so much is read. Counts what is read for the first time.
 struct Watched {
     file: Box<dyn StorageFile>,
     progress: Progress,
     seen: AtomicU64,
+    /// If the file is longer than a segment, where its data ended when it was asked what it is;
+    /// otherwise it may have grown since.
+    readable: Option<u64>,
+}
+
+impl Watched {
+    fn new(file: Box<dyn StorageFile>, progress: Progress, readable: Option<u64>) -> Self {
+        Self { file, progress, seen: AtomicU64::new(0), readable }
+    }
 }
 
 impl StorageFile for Watched {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let got = self.file.read_at(buffer, offset)?;
+        let room = self.readable.map_or(u64::MAX, |end| end.saturating_sub(offset));
+        let want = buffer.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        let got = self.file.read_at(&mut buffer[..want], offset)?;
         let upto = offset + got as u64;
         let seen = self.seen.fetch_max(upto, Ordering::Relaxed);
         self.progress.advance(upto.saturating_sub(seen));
@@ -358,7 +490,8 @@ impl StorageFile for Watched {
     }
 
     fn len(&self) -> io::Result<u64> {
-        self.file.len()
+        let length = self.file.len()?;
+        Ok(self.readable.map_or(length, |end| end.min(length)))
     }
 
     fn has_name(&self) -> io::Result<bool> {

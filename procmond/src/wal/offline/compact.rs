@@ -8,7 +8,6 @@ use daemoneye_lib::stream::Sequence;
 
 use super::super::archive::copy::Copied;
 use super::super::inspect::{Inspection, inspect_files};
-use super::super::lock::DirLock;
 use super::super::segment::{self, Contents};
 use super::super::storage::{OsStorage, Storage};
 use super::super::{LogFiles, WalError};
@@ -42,7 +41,7 @@ pub enum Compaction {
 /// [`WalError::LockHeld`] if a process has the log open, [`WalError::Io`] and
 /// [`WalError::DiskFull`] as the system says: the log is whole then, compacted in part.
 pub fn compact(dir: &Path, progress: &Progress) -> Result<Compaction, WalError> {
-    let _lock = DirLock::take(dir)?;
+    let _lock = super::lock(dir)?;
     let storage = &OsStorage;
     let files = LogFiles::from(dir);
     let inspection = inspect_files(&files, progress)?;

@@ -55,7 +55,7 @@ pub enum LogEntry<'a> {
 
 /// Reads records in order, and what is lost between them: stream by stream, the log directory's
 /// own last. A segment that is committed and taken away meanwhile is looked for among the
-/// archives.
+/// archives. Returns the files that have a segment's name and were not read, and why, in words.
 ///
 /// # Errors
 /// [`WalError::Io`] if the directory or a file cannot be read, [`WalError::UnknownFormat`] if a
@@ -65,9 +65,11 @@ pub fn read_files(
     range: RangeInclusive<Sequence>,
     progress: &Progress,
     visit: &mut dyn FnMut(LogEntry<'_>) -> ControlFlow<()>,
-) -> Result<(), WalError> {
+) -> Result<Vec<(PathBuf, &'static str)>, WalError> {
     let mut reading = Reading { range, progress, visit, next: HashMap::new() };
-    for look in 1.. {
+    let mut look = 0;
+    loop {
+        look += 1;
         let catalogue = Catalogue::look(&OsStorage, files, progress)?;
         let mut flow = Flow::On;
         for group in &catalogue.groups {
@@ -77,10 +79,21 @@ pub fn read_files(
             }
         }
         if flow != Flow::Vanished || look >= LOOKS_MAX {
-            break;
+            return Ok(not_read(&catalogue));
         }
     }
-    Ok(())
+}
+
+fn not_read(catalogue: &Catalogue) -> Vec<(PathBuf, &'static str)> {
+    let unreadable = catalogue.groups.iter().flat_map(|group| &group.segments);
+    let unreadable = unreadable.filter(|found| found.label.is_none());
+    let unreadable = unreadable.map(|found| (&found.path, "nothing in it says what it is"));
+    let foreign = catalogue.foreign.iter().map(|found| (&found.path, "it belongs to another log"));
+    let odd = catalogue.odd.iter().map(|odd| (&odd.path, odd.what));
+    let all = unreadable.chain(foreign).chain(odd);
+    let mut all: Vec<_> = all.map(|(path, why)| (path.clone(), why)).collect();
+    all.sort();
+    all
 }
 
 /// A record with all its bytes.

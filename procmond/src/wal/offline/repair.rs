@@ -17,7 +17,6 @@ use super::super::archive::copy::{self, Copied};
 use super::super::archive::pack::Sink;
 use super::super::format::Label;
 use super::super::inspect::{Inspection, inspect_files};
-use super::super::lock::DirLock;
 use super::super::segment::{self, Ends, FileName};
 use super::super::storage::{OsStorage, Storage};
 use super::super::{LogFiles, WalError};
@@ -43,7 +42,8 @@ pub struct Repair {
 pub enum RepairAction {
     /// It was written anew, with all records that could be read.
     Rewritten,
-    /// Nothing in it can be read, or it belongs to another log: it was moved to the copies.
+    /// Nothing in it can be read, it belongs to another log, or it is no file: it was moved to the
+    /// copies.
     MovedAway,
     /// It was given the name that it should have had.
     Renamed,
@@ -64,13 +64,14 @@ struct Plan<'a> {
 /// [`WalError::LockHeld`] if a process has the log open, [`WalError::Io`] and
 /// [`WalError::DiskFull`] as the system says: what was not mended is as it was.
 pub fn repair(dir: &Path, progress: &Progress) -> Result<Repair, WalError> {
-    let _lock = DirLock::take(dir)?;
+    let _lock = super::lock(dir)?;
     let storage = &OsStorage;
     let files = LogFiles::from(dir);
     let before = inspect_files(&files, progress)?;
     let catalogue = Catalogue::look(storage, &files, progress)?;
     let (plans, mut away) = plan(storage, &catalogue, &before, progress)?;
-    away.extend(&catalogue.foreign);
+    away.extend(catalogue.foreign.iter().map(|found| &*found.path));
+    away.extend(catalogue.odd.iter().map(|odd| &*odd.path));
     let changes: Vec<&Found> =
         plans.iter().filter(|plan| plan.rewrite).map(|plan| plan.found).collect();
     let misnamed = |found: &Found| found.path != FileName::Segment(found.number).path(dir);
@@ -102,12 +103,13 @@ pub fn repair(dir: &Path, progress: &Progress) -> Result<Repair, WalError> {
         }
     }
     if let Some(copies) = &repair.copies {
-        for found in away {
-            let to = copies.join(found.path.file_name().unwrap_or_default());
+        for path in away {
+            let to = copies.join(path.file_name().unwrap_or_default());
+            // A link is moved, not what it leads to.
             storage
-                .rename(&found.path, &to)
+                .rename(path, &to)
                 .map_err(|source| WalError::io("move a file to", &to, source))?;
-            repair.actions.push((found.path.clone(), RepairAction::MovedAway));
+            repair.actions.push((path.to_owned(), RepairAction::MovedAway));
         }
         rewrite::sync_dir(storage, copies)?;
         rewrite::sync_dir(storage, dir)?;
@@ -124,15 +126,15 @@ fn plan<'a>(
     catalogue: &'a Catalogue,
     inspection: &Inspection,
     progress: &Progress,
-) -> Result<(Vec<Plan<'a>>, Vec<&'a Found>), WalError> {
+) -> Result<(Vec<Plan<'a>>, Vec<&'a Path>), WalError> {
     let mut plans: Vec<Plan<'_>> = Vec::new();
-    let mut away: Vec<&Found> = Vec::new();
+    let mut away: Vec<&Path> = Vec::new();
     // The last sequence accounted for. What is committed needs no account.
     let mut last = inspection.watermark;
     for group in &catalogue.groups {
         for (index, found) in group.segments.iter().enumerate() {
             let (Some(label), Some(opened)) = (found.label, found.open(storage, progress)?) else {
-                away.push(found);
+                away.push(&found.path);
                 if group.following(index).is_none()
                     && let Some(before) = plans.last_mut()
                 {
@@ -163,16 +165,16 @@ fn plan<'a>(
 /// Copies a file, durably but for its name.
 fn keep(storage: &dyn Storage, found: &Found, copies: &Path) -> Result<(), WalError> {
     let path = copies.join(found.path.file_name().unwrap_or_default());
-    let from = storage
-        .open(&found.path, false)
-        .map_err(|source| WalError::io("open", &found.path, source))?;
-    let to = storage.create(&path).map_err(|source| WalError::io("create", &path, source))?;
+    let from = found.still(storage)?;
+    let from = from.file();
+    let to = copy::create_anew(storage, &path)
+        .map_err(|source| WalError::io("create", &path, source))?;
     let mut sink = Sink::new(&*to, false);
-    copy::write_bytes(&*from, &found.path, &mut sink, &path)?;
+    copy::write_bytes(from, &found.path, &mut sink, &path)?;
     std::io::Write::flush(&mut sink)
         .and_then(|()| to.sync_data())
         .map_err(|source| WalError::io("write", &path, source))?;
-    if !copy::same_bytes(&*from, &found.path, &*to, &path)? {
+    if !copy::same_bytes(from, &found.path, &*to, &path)? {
         let source = std::io::Error::new(
             std::io::ErrorKind::InvalidData,
             "what was read back is not what was written",

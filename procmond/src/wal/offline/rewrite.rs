@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::super::WalError;
-use super::super::archive::copy::Copied;
+use super::super::archive::copy::{Copied, create_anew};
 use super::super::archive::pack::Sink;
 use super::super::segment::FileName;
 use super::super::storage::Storage;
@@ -20,16 +20,15 @@ pub(super) fn replace(
 ) -> Result<(), WalError> {
     let unfinished = FileName::Unfinished(found.number).path(dir);
     let path = FileName::Segment(found.number).path(dir);
-    let from = storage
-        .open(&found.path, false)
-        .map_err(|source| WalError::io("open", &found.path, source))?;
+    let from = found.still(storage)?;
+    let from = from.file();
     let made = (|| {
         let failed = |source| WalError::io("write", &unfinished, source);
-        let file = storage.create(&unfinished).map_err(failed)?;
+        let file = create_anew(storage, &unfinished).map_err(failed)?;
         let mut sink = Sink::new(&*file, false);
-        copied.write(&*from, &found.path, &mut sink, &unfinished)?;
+        copied.write(from, &found.path, &mut sink, &unfinished)?;
         sink.flush().and_then(|()| file.sync_data()).map_err(failed)?;
-        if !copied.is_in(&*from, &found.path, &*file, &unfinished)? {
+        if !copied.is_in(from, &found.path, &*file, &unfinished)? {
             let source = std::io::Error::new(
                 std::io::ErrorKind::InvalidData,
                 "what was read back is not what was written",
