@@ -10,6 +10,7 @@
 //!
 //! An append returns when its data is synced; each peer's module says by which setting.
 
+mod files;
 mod peer;
 #[expect(dead_code, reason = "the bench and the prototypes use the rest")]
 #[path = "../../../procmond/benches/wal/workload.rs"]
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use peer::{AnyError, PEERS, Peer, Purpose};
+use peer::{AnyError, Found, PEERS, Peer, Purpose};
 use workload::{Done, Payloads, paced, repeat};
 
 /// A log that is read is written in batches of this many.
@@ -182,8 +183,8 @@ fn fill(args: &Args, payloads: &Payloads) -> Result<serde_json::Value, AnyError>
 fn read(args: &Args, payloads: &Payloads) -> Result<serde_json::Value, AnyError> {
     let records = args.number("--records", 100_000)?;
     let scratch = Scratch(args.dir()?.with_extension("copy"));
-    copy(args.dir()?, &scratch.0)?;
-    let found = peer::read(args.text("--peer")?, &scratch.0)?;
+    files::copy(args.dir()?, &scratch.0)?;
+    let found = peer::read(args.text("--peer")?, &scratch.0, Found::default())?;
     let wanted = (0..records).step_by(FILL_BATCH).fold(0_u64, |sum, turn| {
         let count = (records - turn).min(FILL_BATCH as u64) as usize;
         payloads.records(turn, count).map(peer::tag).fold(sum, u64::wrapping_add)
@@ -202,18 +203,4 @@ impl Drop for Scratch {
             eprintln!("cannot remove {}: {error}", self.0.display());
         }
     }
-}
-
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let to = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy(&entry.path(), &to)?;
-        } else {
-            std::fs::copy(entry.path(), &to)?;
-        }
-    }
-    Ok(())
 }

@@ -2,6 +2,8 @@
 
 mod fjall;
 mod okaywal;
+#[cfg(feature = "drill")]
+mod procmond;
 mod raft_engine;
 mod redb;
 mod sqlite;
@@ -39,30 +41,37 @@ pub(crate) trait Peer: Send + Sync {
 }
 
 /// What reading a log back came to.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) records: u64,
     /// Of the records' [`tag`]s.
     pub(crate) sum: u64,
     pub(crate) secs: f64,
+    /// The records, for who wants to look at them.
+    pub(crate) kept: Option<Vec<Vec<u8>>>,
 }
 
 impl Found {
     fn see(&mut self, record: &[u8]) {
         self.records += 1;
         self.sum = self.sum.wrapping_add(tag(record));
+        if let Some(kept) = &mut self.kept {
+            kept.push(record.to_vec());
+        }
     }
 }
 
-/// Bytes that tell records apart; not the first eight, where raft-engine needs an index.
+/// Bytes that tell records apart; not the first eight, where raft-engine needs an index. A record
+/// that damage has made too short has none.
 pub(crate) fn tag(record: &[u8]) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&record[8..16]);
-    u64::from_le_bytes(bytes)
+    let bytes = record.get(8..16).and_then(|bytes| bytes.first_chunk());
+    bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 pub(crate) fn open(name: &str, dir: &Path, purpose: Purpose) -> Result<Arc<dyn Peer>, AnyError> {
     Ok(match name {
+        #[cfg(feature = "drill")]
+        "procmond" => Arc::new(procmond::Procmond::open(dir)?),
         "okaywal" => Arc::new(okaywal::Okaywal::open(dir, purpose)?),
         "raft-engine" => Arc::new(raft_engine::RaftEngine::open(dir, purpose)?),
         "fjall" => Arc::new(fjall::Fjall::open(dir)?),
@@ -73,13 +82,15 @@ pub(crate) fn open(name: &str, dir: &Path, purpose: Purpose) -> Result<Arc<dyn P
 }
 
 /// Reads every record as the peer offers it. Opening is not counted, except where it is reading.
-pub(crate) fn read(name: &str, dir: &Path) -> Result<Found, AnyError> {
+pub(crate) fn read(name: &str, dir: &Path, found: Found) -> Result<Found, AnyError> {
     match name {
-        "okaywal" => okaywal::read(dir),
-        "raft-engine" => raft_engine::read(dir),
-        "fjall" => fjall::read(dir),
-        "redb" => redb::read(dir),
-        "sqlite" => sqlite::read(dir),
+        #[cfg(feature = "drill")]
+        "procmond" => procmond::read(dir, found),
+        "okaywal" => okaywal::read(dir, found),
+        "raft-engine" => raft_engine::read(dir, found),
+        "fjall" => fjall::read(dir, found),
+        "redb" => redb::read(dir, found),
+        "sqlite" => sqlite::read(dir, found),
         _ => Err(format!("there is no peer {name}").into()),
     }
 }

@@ -88,12 +88,12 @@ impl Peer for Okaywal {
 }
 
 /// Opening is reading.
-pub(super) fn read(dir: &Path) -> Result<Found, AnyError> {
-    let manager = Manager::default();
+pub(super) fn read(dir: &Path, found: Found) -> Result<Found, AnyError> {
+    let manager = Manager(Arc::new(Mutex::new(found)));
     let start = Instant::now();
     let log = configuration(dir, KEPT_BYTES).open(manager.clone())?;
     let secs = start.elapsed().as_secs_f64();
     std::mem::forget(log);
-    let found = *manager.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = std::mem::take(&mut *manager.0.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(Found { secs, ..found })
 }

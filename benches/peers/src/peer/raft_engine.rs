@@ -84,10 +84,9 @@ impl Peer for RaftEngine {
     }
 }
 
-pub(super) fn read(dir: &Path) -> Result<Found, AnyError> {
+pub(super) fn read(dir: &Path, mut found: Found) -> Result<Found, AnyError> {
     const AT_A_TIME: u64 = 8192;
     let engine = Engine::open(config(dir, 0))?;
-    let mut found = Found::default();
     let start = Instant::now();
     for group in engine.raft_groups() {
         let first = engine.first_index(group).ok_or("an empty group")?;
@@ -96,10 +95,25 @@ pub(super) fn read(dir: &Path) -> Result<Found, AnyError> {
         while at < end {
             let mut entries = Vec::new();
             let to = end.min(at + AT_A_TIME);
-            engine.fetch_entries_to::<Payload>(group, at, to, None, &mut entries)?;
+            if engine.fetch_entries_to::<Payload>(group, at, to, None, &mut entries).is_err() {
+                // It refuses all for one that is damaged.
+                entries.clear();
+                for index in at..to {
+                    if let Err(error) = engine.fetch_entries_to::<Payload>(
+                        group,
+                        index,
+                        index + 1,
+                        None,
+                        &mut entries,
+                    ) {
+                        eprintln!("entry {index}: {error}");
+                    }
+                }
+            }
             entries.iter().for_each(|entry| found.see(&entry.value));
             at = to;
         }
     }
-    Ok(Found { secs: start.elapsed().as_secs_f64(), ..found })
+    found.secs = start.elapsed().as_secs_f64();
+    Ok(found)
 }

@@ -38,13 +38,13 @@ impl Peer for Redb {
     }
 }
 
-pub(super) fn read(dir: &Path) -> Result<Found, AnyError> {
+pub(super) fn read(dir: &Path, mut found: Found) -> Result<Found, AnyError> {
     let redb = Redb::open(dir)?;
-    let mut found = Found::default();
     let start = Instant::now();
     let transaction = redb.database.begin_read()?;
     for entry in transaction.open_table(RECORDS)?.iter()? {
         found.see(entry?.1.value());
     }
-    Ok(Found { secs: start.elapsed().as_secs_f64(), ..found })
+    found.secs = start.elapsed().as_secs_f64();
+    Ok(found)
 }

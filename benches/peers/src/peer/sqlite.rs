@@ -38,15 +38,15 @@ impl Peer for Sqlite {
     }
 }
 
-pub(super) fn read(dir: &Path) -> Result<Found, AnyError> {
+pub(super) fn read(dir: &Path, mut found: Found) -> Result<Found, AnyError> {
     let Sqlite(connection) = Sqlite::open(dir)?;
     let connection = connection.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut found = Found::default();
     let start = Instant::now();
     let mut select = connection.prepare("SELECT payload FROM records ORDER BY sequence")?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
         found.see(row.get_ref(0)?.as_blob()?);
     }
-    Ok(Found { secs: start.elapsed().as_secs_f64(), ..found })
+    found.secs = start.elapsed().as_secs_f64();
+    Ok(found)
 }
