@@ -7,7 +7,7 @@ use crate::input::Input;
 
 pub fn label(data: &[u8]) {
     let mut input = Input::new(data);
-    let mend = input.u8() % 4 != 0;
+    let mend = !input.u8().is_multiple_of(4);
     let mut bytes = input.rest().to_vec();
     header(&mut bytes.clone(), mend);
     control(&mut bytes, mend);

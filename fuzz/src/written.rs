@@ -199,7 +199,7 @@ fn earlier_life(label: &Label, at: usize, amount: u8) -> Vec<u8> {
 fn payload(sequence: u64, size: usize) -> Vec<u8> {
     let mut bytes = sequence.to_le_bytes().repeat(size.div_ceil(8));
     bytes.truncate(size);
-    if sequence % 3 == 0 && size > 44 {
+    if sequence.is_multiple_of(3) && size > 44 {
         let inner = frame(7, 1, 0, sequence + 1, 1, b"forged");
         bytes[..inner.len()].copy_from_slice(&inner);
     }
