@@ -80,7 +80,6 @@ fn w8_a_file_system_filled_by_others_refuses_and_recovers_by_itself() {
 }
 
 #[test]
-#[ignore = "the watermark of a log that has filled the disk has no room itself"]
 fn w8_a_file_system_filled_by_the_log_has_room_again_when_consumers_have_committed() {
     with_ext4("defaults", |disk| {
         // The records end at different places of the last block that there was.
@@ -112,7 +111,6 @@ fn w8_a_file_system_filled_by_the_log_has_room_again_when_consumers_have_committ
 }
 
 #[test]
-#[ignore = "an opening begins a segment, for which a full disk has no room"]
 fn w8_a_log_that_filled_its_file_system_can_be_opened_and_drained() {
     with_ext4("defaults", |disk| {
         let dir = disk.at.join("log");
@@ -191,7 +189,6 @@ fn w8_a_directory_removed_under_us_gets_no_receipt() {
 }
 
 #[test]
-#[ignore = "only a sync asks whether the file has a name"]
 fn w8_a_directory_removed_under_us_gets_no_receipt_that_is_not_for_a_power_cut_either() {
     let hour = Duration::from_secs(3600);
     for sync in [SyncMode::Os, SyncMode::Interval { every: hour, bytes: 1 << 20 }] {
@@ -365,11 +362,8 @@ fn w8_at_a_limit_of_file_size_a_segment_with_records_is_left_for_the_next() {
     let mut account = Account::default();
     // Beyond a quarter of a segment the next is wanted ahead, which is larger than may be.
     account.append_receipted(&mut remote, 4000, 500);
-    let [prepared, rewrites, refused] = remote.counters();
-    assert_eq!((prepared, refused), (0, 0));
-    assert!(rewrites >= 3, "{rewrites} segments were left at the limit");
-    let lengths = || names(&dir).into_iter().filter_map(|name| fs::metadata(dir.join(name)).ok());
-    assert!(lengths().all(|metadata| metadata.len() <= LIMIT));
+    assert_eq!(remote.counters(), [0, 0], "segments were prepared, or records refused");
+    assert!(segments(&dir) >= 4, "{} segments hold what needs four", segments(&dir));
     account.check_copy(&dir);
 
     limit_file_size(remote.raw_pid(), None);
@@ -393,20 +387,18 @@ fn w8_a_limit_too_small_for_a_record_refuses_and_recovers_when_it_is_raised() {
         let why = account.append_until_kept(&mut remote, 4000);
         assert_says(&why, &[&dir.display().to_string(), "File too large", "limits"]);
         assert_says(&account.append_refused(&mut remote, 5), &["File too large"]);
-        let segments = || names(&dir).into_iter().filter(|name| name.ends_with(".wal")).count();
-        let before = segments();
-        for_two_retries("no segments pile up", || segments() == before);
+        let before = segments(&dir);
+        for_two_retries("no segments pile up", || segments(&dir) == before);
         limit_file_size(remote.raw_pid(), None);
         until("the log writes again", || remote.refusing().is_empty());
         account.append_receipted(&mut remote, 4000, 10);
     }
-    assert_eq!(remote.counters()[2], account.refused);
+    assert_eq!(remote.counters()[1], account.refused);
     remote.close().unwrap();
     account.check(&dir, true);
 }
 
 #[test]
-#[ignore = "a commit larger than the limit is tried as a whole for ever"]
 fn w8_a_limit_too_small_for_a_commit_but_not_for_a_record_refuses_nothing() {
     let base = tempfile::tempdir().unwrap();
     let dir = base.path().join("log");
@@ -561,6 +553,10 @@ fn names(dir: &Path) -> Vec<String> {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+fn segments(dir: &Path) -> usize {
+    names(dir).iter().filter(|name| name.ends_with(".wal")).count()
 }
 
 fn assert_says(text: &str, parts: &[&str]) {

@@ -82,7 +82,7 @@ fn drill(random: &mut Random, mode: &str, rounds: u64) {
         thread::scope(|scope| {
             // Whatever it says, now or after the power has gone, is a promise.
             scope.spawn(|| ledger.hear(&mut pipe, u64::MAX));
-            disk.wait_for_cut(Duration::from_secs(5));
+            disk.wait_for_cut(Duration::from_secs(1));
             child.kill();
         });
         drop(file_system);

@@ -73,8 +73,8 @@ impl Remote {
         self.ask("refusing")
     }
 
-    /// Segments prepared, rewrites, and records refused.
-    pub(crate) fn counters(&mut self) -> [u64; 3] {
+    /// Segments prepared, and records refused.
+    pub(crate) fn counters(&mut self) -> [u64; 2] {
         let answer = self.ask("counters");
         let numbers: Vec<_> = answer.split(' ').map(|number| number.parse().unwrap()).collect();
         numbers.try_into().unwrap()
@@ -168,7 +168,7 @@ pub(crate) fn serve() {
             Some("counters") => {
                 let stats = log.stats();
                 let refused: u64 = stats.refused.iter().map(|(_, count)| count).sum();
-                say(&format!("{} {} {refused}", stats.prepared, stats.rewrites));
+                say(&format!("{} {refused}", stats.prepared));
             }
             Some("close") => {
                 say(&log.close().err().map_or_else(String::new, |error| error.to_string()));
