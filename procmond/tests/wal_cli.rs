@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -21,9 +21,30 @@ fn command_of(args: &[&str], path: &Path) -> Command {
     command
 }
 
+/// Runs it to its end, which has to come.
+fn output_of(mut command: Command) -> Output {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let named = format!("{command:?}");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let pid = child.id();
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || ended.send(child.wait_with_output()));
+    end.recv_timeout(PATIENCE).map_or_else(
+        |_| {
+            #[cfg(unix)]
+            if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            }
+            panic!("{named} (pid {pid}) does not end");
+        },
+        Result::unwrap,
+    )
+}
+
 /// Exit code, standard output and standard error.
 fn procmond(args: &[&str], dir: &Path) -> (i32, String, String) {
-    let output = command_of(&[&["wal"], args, &["--dir"]].concat(), dir).output().unwrap();
+    let output = output_of(command_of(&[&["wal"], args, &["--dir"]].concat(), dir));
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
@@ -557,7 +578,7 @@ fn what_is_no_archive_is_named_and_not_opened() {
         let path = dir.join("procmond_20260131_235959-00002.wal");
         make(&path);
         let run = |command: &str, path: &Path| {
-            let output = command_of(&["wal", command, "--archive"], path).output().unwrap();
+            let output = output_of(command_of(&["wal", command, "--archive"], path));
             (output.status.code().unwrap(), format!("{output:?}"))
         };
         let (code, out) = run("verify", &dir);
@@ -657,9 +678,8 @@ fn names_are_shown_so_that_no_terminal_acts_upon_them() {
             &["compact"],
         ] {
             for json in [&["--json"][..], &[]] {
-                let output = command_of(&[&["wal"], args, json, &["--dir"]].concat(), &dir)
-                    .output()
-                    .unwrap();
+                let args = [&["wal"], args, json, &["--dir"]].concat();
+                let output = output_of(command_of(&args, &dir));
                 for text in [output.stdout, output.stderr] {
                     assert_plain(&String::from_utf8(text).unwrap());
                 }
@@ -671,7 +691,7 @@ fn names_are_shown_so_that_no_terminal_acts_upon_them() {
             for json in [&["--json"][..], &[]] {
                 for command in ["inspect", "verify", "export"] {
                     let args = [&["wal", command], json, &["--archive"]].concat();
-                    let output = command_of(&args, path).output().unwrap();
+                    let output = output_of(command_of(&args, path));
                     for text in [output.stdout, output.stderr] {
                         assert_plain(&String::from_utf8(text).unwrap());
                     }
@@ -781,7 +801,7 @@ fn a_file_that_may_not_be_read_is_named() {
             run = Command::new("/proc/self/fd/0");
             run.args(["wal", command, "--dir"]).arg(&dir).stdin(program).uid(NOBODY).gid(NOBODY);
         }
-        let output = run.output().unwrap();
+        let output = output_of(run);
         let err = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{command}: {err}");
         let named = err.contains("procmond-00002.wal") && err.contains("Permission denied");

@@ -109,6 +109,23 @@ fn an_archive_holds_the_records_under_the_time_and_the_number() {
 
 #[test]
 #[cfg(unix)]
+fn an_archive_is_not_written_through_a_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, upto) = segment(dir.path());
+    let options = options(dir.path(), Compression::None);
+    let precious = dir.path().join("precious");
+    fs::write(&precious, "precious").unwrap();
+    fs::create_dir(&options.dir).unwrap();
+    let unfinished = options.dir.join("procmond_20260131_113000-00001.wal.new");
+    std::os::unix::fs::symlink(&precious, unfinished).unwrap();
+    let archived = archive_at(&OsStorage, &path, 1, upto, &options, now()).unwrap();
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert!(fs::symlink_metadata(&archived).unwrap().is_file());
+    assert_eq!(read(&archived).1, upto);
+}
+
+#[test]
+#[cfg(unix)]
 fn archives_are_the_owners_alone() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
