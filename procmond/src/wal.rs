@@ -394,7 +394,6 @@ impl WriteAheadLog {
             lock,
             archived: None,
             made: 0,
-            leftovers: Vec::new(),
             failing: false,
         };
         let not_started =

@@ -56,6 +56,8 @@ struct Papers {
     spares: Vec<Spare>,
     /// The writer would like to have one.
     wanted: bool,
+    /// Files prepared for nothing, to be removed.
+    leftovers: Vec<PathBuf>,
     /// Segments that were left with more room than they need.
     roomy: VecDeque<Active>,
     /// There is something in reserve, as far as is known.
@@ -93,6 +95,12 @@ impl Desk {
     /// Records need the room that a prepared segment takes.
     pub(super) fn shed_spare(&self) {
         self.lock().shed = true;
+        self.work.notify_one();
+    }
+
+    /// A file that was prepared is of no use.
+    pub(super) fn discard(&self, path: PathBuf) {
+        self.lock().leftovers.push(path);
         self.work.notify_one();
     }
 
@@ -151,8 +159,6 @@ pub(super) struct Keeper {
     pub(super) archived: Option<u64>,
     /// Counts the files prepared, for their names.
     pub(super) made: u64,
-    /// Files prepared for nothing that could not be removed.
-    pub(super) leftovers: Vec<PathBuf>,
 }
 
 /// What there is to do.
@@ -181,7 +187,10 @@ impl Keeper {
                 Job::Trim(left) => self.trim(&left),
                 Job::Reserve => self.put_in_reserve(),
                 Job::Shed(spare) => {
-                    self.shed(spare);
+                    let mut state = self.shared.lock();
+                    state.spare_bytes = state.spare_bytes.saturating_sub(spare.bytes);
+                    drop(state);
+                    self.desk.discard(spare.path);
                     continue;
                 }
                 Job::Rest => {
@@ -234,21 +243,21 @@ impl Keeper {
             if papers.wanted && papers.spares.is_empty() {
                 return if has_budget { Job::Prepare } else { Job::Rest };
             }
-            if !self.leftovers.is_empty() {
+            if !papers.leftovers.is_empty() {
                 return Job::Rest;
             }
             drop(self.desk.work.wait(papers).unwrap_or_else(PoisonError::into_inner));
         }
     }
 
-    /// Removes what is left of segments prepared for nothing, as far as possible: the next opening
-    /// removes the rest.
-    fn clear(&mut self) {
-        let storage = &*self.storage;
-        self.leftovers.retain(|path| {
-            let removed = storage.unlink(path);
+    /// Removes what was prepared for nothing, as far as possible: the next opening removes the rest.
+    fn clear(&self) {
+        let mut leftovers = std::mem::take(&mut self.desk.lock().leftovers);
+        leftovers.retain(|path| {
+            let removed = self.storage.unlink(path);
             removed.is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
         });
+        self.desk.lock().leftovers.append(&mut leftovers);
     }
 
     /// Waits a while before the next attempt, or until the log is closed.
@@ -383,20 +392,13 @@ impl Keeper {
         Ok(())
     }
 
-    fn shed(&mut self, spare: Spare) {
-        let mut state = self.shared.lock();
-        state.spare_bytes = state.spare_bytes.saturating_sub(spare.bytes);
-        drop(state);
-        self.leftovers.push(spare.path);
-    }
-
     /// Writes a file of zeros, unless a retired segment comes that will do.
     fn prepare(&mut self) -> Result<(), WalError> {
         self.lock.check(&self.shared.dir)?;
         let path = self.spare_path();
         let made = self.write_zeros(&path);
         if !matches!(made, Ok(Some(_))) {
-            self.leftovers.push(path.clone());
+            self.desk.discard(path.clone());
         }
         let Some(file) = made? else { return Ok(()) };
         self.sync_dir()?;
@@ -441,9 +443,9 @@ impl Keeper {
     }
 
     /// Removes what was prepared and will not be needed.
-    fn end(&mut self) {
+    fn end(&self) {
         let spares = std::mem::take(&mut self.desk.lock().spares);
-        self.leftovers.extend(spares.into_iter().map(|spare| spare.path));
+        spares.into_iter().for_each(|spare| self.desk.discard(spare.path));
         self.clear();
     }
 }

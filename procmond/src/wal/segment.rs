@@ -90,7 +90,8 @@ pub(crate) fn create(
     }
 }
 
-/// Makes a prepared file a segment under its final name, durably.
+/// Makes a prepared file a segment under its final name, durably. After an error the file is good
+/// for nothing, whether it has its old name or the new one.
 pub(crate) fn adopt(
     storage: &dyn Storage,
     dir: &Path,
@@ -99,12 +100,9 @@ pub(crate) fn adopt(
     prepared: &Path,
 ) -> Result<PathBuf, WalError> {
     let path = FileName::Segment(label.segment).path(dir);
-    let made = begin(file, prepared, label).and_then(|()| name(storage, dir, prepared, &path));
-    if made.is_err() {
-        // Best effort: opening removes what stays.
-        let _ = storage.unlink(prepared);
-    }
-    made.map(|()| path)
+    begin(file, prepared, label)?;
+    name(storage, dir, prepared, &path)?;
+    Ok(path)
 }
 
 /// Checks that a segment may have this number: one more must not be taken for another file.

@@ -168,6 +168,8 @@ enum FailureKind {
     Left,
     /// The file's pages cannot be trusted.
     Spoilt,
+    /// Nor can they be written again.
+    Lost,
 }
 
 /// The writer thread: writes whenever something is due, until the log is closed or has failed for
@@ -360,21 +362,29 @@ impl Writer {
         self.make_room_by_rotating()
     }
 
-    /// Does something that writes; if it fails, once more, in a fresh segment.
+    /// Does something that writes; if a file fails it, in a fresh segment, once.
     fn trying_again(
         &mut self,
         mut attempt: impl FnMut(&mut Self) -> Result<(), Failure>,
     ) -> Result<(), WalError> {
-        let Err(failure) = attempt(self) else { return Ok(()) };
-        if failure.kind == FailureKind::Refused {
-            return Err(failure.said());
+        // A file that cannot be written on is left, and may be followed by one that fails.
+        let (mut left, mut spoilt) = (false, false);
+        loop {
+            let Err(failure) = attempt(self) else { return Ok(()) };
+            let before = match failure.kind {
+                FailureKind::Refused | FailureKind::Lost => true,
+                FailureKind::Left => std::mem::replace(&mut left, true),
+                FailureKind::Spoilt => std::mem::replace(&mut spoilt, true),
+            };
+            if before {
+                return Err(failure.said());
+            }
+            tracing::warn!(
+                path = ?failure.path, error = %failure.source,
+                "writing the log failed; what had no receipt goes into a fresh segment"
+            );
+            self.abandon();
         }
-        tracing::warn!(
-            path = ?failure.path, error = %failure.source,
-            "writing the log failed; what had no receipt goes into a fresh segment"
-        );
-        self.abandon();
-        attempt(self).map_err(Failure::said)
     }
 
     fn write(&mut self, control: bool, task: &Task) -> Result<(), Failure> {
@@ -391,11 +401,13 @@ impl Writer {
     }
 
     /// Nothing more is written to the active segment, and what is not synced there is written
-    /// again.
+    /// again, if the group still holds it.
     fn abandon(&mut self) {
         self.abandoned = true;
-        self.unsynced_since = None;
-        self.group.rewind();
+        if !matches!(self.shared.options.sync, SyncMode::Os) {
+            self.unsynced_since = None;
+            self.group.rewind();
+        }
     }
 
     /// Writes what is left of the group, rotating where it does not fit, and a control record if
@@ -514,12 +526,29 @@ impl Writer {
     /// Makes durable what is written.
     fn sync(&mut self) -> Result<(), Failure> {
         if self.unsynced_since.is_some() {
-            self.sync_file()?;
+            let mut result = self.sync_file();
+            if matches!(&result, Err(failure) if failure.kind == FailureKind::Spoilt)
+                && matches!(self.shared.options.sync, SyncMode::Os)
+            {
+                result = self.write_from_cache();
+            }
+            result?;
             self.unsynced_since = None;
             self.group.mark_done();
             self.watermark_synced = self.active.watermark;
         }
         Ok(())
+    }
+
+    /// The group does not hold what was to be synced, only the system's cache does: it is written
+    /// again from there, in place.
+    fn write_from_cache(&self) -> Result<(), Failure> {
+        let Active { file, path, offset, .. } = &self.active;
+        tracing::warn!(?path, "syncing the log failed; what is not durable is written again");
+        segment::rewrite(&**file, path, EMPTY_BYTES..*offset).map_err(|error| {
+            let failure = Failure::from(error);
+            Failure { kind: FailureKind::Lost, ..failure }
+        })
     }
 
     fn sync_file(&mut self) -> Result<(), Failure> {
@@ -583,10 +612,9 @@ impl Writer {
 
     /// Begins the next segment.
     fn rotate(&mut self) -> Result<(), Failure> {
-        if !self.abandoned {
-            // What is behind must not be less durable than what comes.
-            self.sync()?;
-        }
+        // What is behind must not be less durable than what comes. An abandoned segment has nothing
+        // that is not written again, unless the group does not hold it.
+        self.sync()?;
         let spare = self.take_spare();
         let label = Label {
             segment: self.active.label.segment + 1,
@@ -601,6 +629,10 @@ impl Writer {
             let mut state = self.shared.lock();
             if let Some(entry) = state.segments.back_mut() {
                 entry.last = entry.last.min(label.first.prev());
+                if self.abandoned {
+                    // What failed may stand there.
+                    entry.file_bytes = left.file.len().unwrap_or(entry.file_bytes);
+                }
             }
             state.segments.push_back(self.active.entry());
             // Nobody may see the segment left out of what is used.
@@ -608,7 +640,7 @@ impl Writer {
             state.counters.rewrites += u64::from(self.abandoned);
             state.counters.rotations += 1;
         }
-        if left.prepared_bytes > left.offset && !self.abandoned {
+        if left.prepared_bytes > left.offset || self.abandoned {
             // That takes a while, and time is dear here.
             self.desk.trim(left);
         }
@@ -655,6 +687,9 @@ impl Writer {
             },
             Some(Spare { file, path, bytes, .. }) => {
                 let adopted = segment::adopt(storage, dir, &label, &*file, &path);
+                if adopted.is_err() {
+                    self.desk.discard(path);
+                }
                 let mut state = self.shared.lock();
                 state.spare_bytes = state.spare_bytes.saturating_sub(bytes);
                 drop(state);
@@ -744,14 +779,25 @@ impl Writer {
             let records = state.segments.len() > 1 || !self.active.is_empty();
             records && state.is_front_acknowledged(self.active.label.watermark)
         };
-        if helps {
-            self.from_reserve = true;
-            let rotated = self.rotate();
-            self.from_reserve = false;
-            rotated.map_err(Failure::said)?;
-            self.retire_acknowledged()?;
+        if !helps {
+            return Ok(false);
         }
-        Ok(helps)
+        self.from_reserve = true;
+        let rotated = self.rotate();
+        self.from_reserve = false;
+        match rotated {
+            Ok(()) => {}
+            Err(failure) if failure.kind == FailureKind::Lost => return Err(failure.said()),
+            Err(failure) => {
+                // What is refused anyway is tried again.
+                if failure.kind == FailureKind::Spoilt {
+                    self.abandon();
+                }
+                return Ok(false);
+            }
+        }
+        self.retire_acknowledged()?;
+        Ok(true)
     }
 
     /// With the budget nearly spent and everything in the active segment acknowledged, its bytes
@@ -827,7 +873,7 @@ impl Failure {
     /// What those who wait are told when nothing more can be done about it.
     fn said(self) -> WalError {
         let full = is_full(&self.source);
-        let refused = self.kind != FailureKind::Spoilt;
+        let refused = matches!(self.kind, FailureKind::Refused | FailureKind::Left);
         let (path, source) = (self.path, Arc::new(self.source));
         match (refused, full) {
             (true, true) => WalError::DiskFull { path, source },

@@ -181,13 +181,20 @@ impl Run {
             Action::Flush => self.flush()?,
             Action::Read(percent, max_bytes) => {
                 let from = self.share(*percent).max(1);
-                if self.disk.is_powered() {
-                    let expect = self.live().expect.clone();
+                let expect = self.live().expect.clone();
+                let since = Instant::now();
+                // What is written again after a failed sync is not there for a moment.
+                let patience = if self.options.sync.is_always() { Duration::ZERO } else { STUCK };
+                while self.disk.is_powered() {
                     let read = expect.read(&self.log(), from, usize::from(*max_bytes));
                     // The power may have gone meanwhile.
-                    if self.disk.is_powered() {
+                    if read.is_ok() || !self.disk.is_powered() {
+                        break;
+                    }
+                    if since.elapsed() >= patience {
                         read?;
                     }
+                    thread::park_timeout(Duration::from_millis(1));
                 }
                 self.read_retained()?;
             }
