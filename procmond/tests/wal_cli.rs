@@ -666,6 +666,7 @@ fn names_are_shown_so_that_no_terminal_acts_upon_them() {
             let path = dir.join(std::ffi::OsStr::from_bytes(&[stem, name].concat()));
             fs::write(path, "not ours").unwrap();
         }
+        fs::create_dir(segment(&dir, 9)).unwrap();
         let archive = dir.join(std::ffi::OsStr::from_bytes(&[name, b".wal"].concat()));
         fs::copy(segment(&dir, 1), &archive).unwrap();
         for args in [

@@ -107,6 +107,49 @@ fn an_archive_holds_the_records_under_the_time_and_the_number() {
     }
 }
 
+/// Somebody appends to it faster than it is read.
+struct Growing(AtomicUsize);
+
+impl StorageFile for Growing {
+    fn read_at(&self, buffer: &mut [u8], _offset: u64) -> std::io::Result<usize> {
+        assert!(self.0.fetch_add(1, Ordering::Relaxed) < 100, "it is read for ever");
+        buffer.fill(0x55);
+        Ok(buffer.len())
+    }
+
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, _bytes: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    fn len(&self) -> std::io::Result<u64> {
+        Ok((1 + self.0.load(Ordering::Relaxed) as u64) << 20)
+    }
+
+    fn has_name(&self) -> std::io::Result<bool> {
+        Ok(true)
+    }
+
+    fn allocate(&self, _bytes: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+}
+
+#[test]
+fn a_file_that_grows_is_copied_to_where_it_ended() {
+    let mut copy = Vec::new();
+    let path = Path::new("growing");
+    copy::write_bytes(&Growing(AtomicUsize::new(0)), path, &mut copy, path).unwrap();
+    assert_eq!(copy, vec![0x55; 1 << 20]);
+}
+
 #[test]
 #[cfg(unix)]
 fn an_archive_is_not_written_through_a_link() {
