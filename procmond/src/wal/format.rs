@@ -202,7 +202,7 @@ fn header_checksum(bytes: &[u8; HEADER_BYTES]) -> u32 {
 }
 
 /// The fields of a frame before its payload. Not trusted until [`implied_salt`] agrees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FrameHead {
     pub(crate) payload_bytes: u32,
     pub(crate) kind: u8,

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use daemoneye_lib::stream::{Epoch, Sequence};
 
 use super::WalError;
-use super::format::{FRAME_BYTES, FrameHead, HEADER_BYTES, KIND_CONTROL};
+use super::format::{FRAME_BYTES, HEADER_BYTES, KIND_CONTROL};
 use super::scan::{Accept, Scanner, Step};
 use super::state::{Segment, Shared, State};
 use super::storage::{Storage, StorageFile};
@@ -129,9 +129,10 @@ enum Place {
     In(Segment, Sequence),
 }
 
-/// What was found, without its bytes.
+/// What was found.
 enum Found {
-    Record(FrameHead),
+    /// The record that the cursor stands behind.
+    Record,
     Lost(Sequence, Sequence, LostReason),
 }
 
@@ -162,8 +163,8 @@ impl WalReader {
     pub fn next(&mut self) -> Result<Option<EntryRef<'_>>, WalError> {
         let Some(found) = self.find()? else { return Ok(None) };
         Ok(Some(match (found, &self.cursor) {
-            (Found::Record(head), Some(cursor)) => EntryRef::Record(cursor.record(&head)),
-            (Found::Record(_), None) => unreachable!("{IN_A_SEGMENT}"),
+            (Found::Record, Some(cursor)) => EntryRef::Record(cursor.record()),
+            (Found::Record, None) => unreachable!("{IN_A_SEGMENT}"),
             (Found::Lost(first, last, reason), _) => EntryRef::Lost { first, last, reason },
         }))
     }
@@ -177,10 +178,10 @@ impl WalReader {
         let mut batch = Batch::default();
         while batch.bytes < max_bytes && batch.entries.len() < ENTRIES_MAX {
             match (self.find(), &self.cursor) {
-                (Ok(Some(Found::Record(head))), Some(cursor)) => {
-                    batch.push(&cursor.record(&head), max_bytes, cursor.bytes_ahead());
+                (Ok(Some(Found::Record)), Some(cursor)) => {
+                    batch.push(&cursor.record(), max_bytes, cursor.bytes_ahead());
                 }
-                (Ok(Some(Found::Record(_))), None) => unreachable!("{IN_A_SEGMENT}"),
+                (Ok(Some(Found::Record)), None) => unreachable!("{IN_A_SEGMENT}"),
                 (Ok(Some(Found::Lost(first, last, reason))), _) => {
                     batch.entries.push(Entry::Lost { first, last, reason });
                 }
@@ -192,7 +193,26 @@ impl WalReader {
         Ok(batch.entries)
     }
 
+    #[inline]
     fn find(&mut self) -> Result<Option<Found>, WalError> {
+        if self.is_at_hand() { Ok(Some(Found::Record)) } else { self.seek() }
+    }
+
+    /// Steps onto the next record if nothing has to be looked up, read or checked for it.
+    #[inline]
+    fn is_at_hand(&mut self) -> bool {
+        let Some(cursor) = &mut self.cursor else { return false };
+        let at_hand = self.shared.generation() == self.generation
+            && self.next <= cursor.segment.last
+            && cursor.scanner.step_onto(self.next);
+        if at_hand {
+            cursor.reason = LostReason::Missing;
+            self.next = self.next.next();
+        }
+        at_hand
+    }
+
+    fn seek(&mut self) -> Result<Option<Found>, WalError> {
         loop {
             if self.shared.generation() != self.generation {
                 return Err(WalError::StreamReplaced);
@@ -200,11 +220,6 @@ impl WalReader {
             if let Some(cursor) = &mut self.cursor
                 && self.next <= cursor.segment.last
             {
-                if let Some(head) = cursor.scanner.step_onto(self.next) {
-                    cursor.reason = LostReason::Missing;
-                    self.next = self.next.next();
-                    return Ok(Some(Found::Record(head)));
-                }
                 let found = cursor
                     .find(&self.shared, &mut self.next)
                     .map_err(|source| WalError::io("read", &cursor.segment.path, source))?;
@@ -295,7 +310,8 @@ impl WalReader {
 
 impl Cursor {
     /// The record that was found last.
-    fn record(&self, head: &FrameHead) -> RecordRef<'_> {
+    fn record(&self) -> RecordRef<'_> {
+        let head = self.scanner.head();
         RecordRef {
             sequence: head.sequence,
             epoch: self.epoch,
@@ -334,7 +350,7 @@ impl Cursor {
                     self.reason = LostReason::Missing;
                     if head.kind != KIND_CONTROL {
                         *next = here.next();
-                        return Ok(Some(Found::Record(head)));
+                        return Ok(Some(Found::Record));
                     }
                 }
                 Step::Damage { .. } => self.reason = LostReason::Damaged,

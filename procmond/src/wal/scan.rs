@@ -59,6 +59,7 @@ pub(crate) struct Scanner {
     base: u64,
     /// The last frame, as indices into the buffer.
     frame: (usize, usize),
+    head: FrameHead,
     /// Frames that have been checked ahead.
     run: Run,
 }
@@ -66,7 +67,8 @@ pub(crate) struct Scanner {
 impl Scanner {
     pub(crate) fn new(offset: u64) -> Self {
         let run = Run::default();
-        Self { buffer: Vec::new(), filled: 0, at: 0, base: offset, frame: (0, 0), run }
+        let head = FrameHead::default();
+        Self { buffer: Vec::new(), filled: 0, at: 0, base: offset, frame: (0, 0), head, run }
     }
 
     /// The file offset where the next step looks.
@@ -77,6 +79,11 @@ impl Scanner {
     /// The frame the last step returned.
     pub(crate) fn frame(&self) -> &[u8] {
         &self.buffer[self.frame.0..self.frame.1]
+    }
+
+    /// Its head.
+    pub(crate) fn head(&self) -> &FrameHead {
+        &self.head
     }
 
     /// Its payload.
@@ -104,13 +111,12 @@ impl Scanner {
         limit: u64,
     ) -> io::Result<Step> {
         let from = self.offset();
-        if let Some(head) = self.frame_of_run(accept) {
-            self.run.take();
-            self.step_over(&head);
-            return Ok(Step::Frame { offset: from, head });
-        }
-        if let Some(head) = self.frame_here(read, accept, limit)? {
-            self.step_over(&head);
+        let head = match self.frame_of_run(accept) {
+            Some(head) => Some(head),
+            None => self.frame_here(read, accept, limit)?,
+        };
+        if let Some(head) = head {
+            self.step_over(head);
             return Ok(Step::Frame { offset: from, head });
         }
         while self.seek_magic(read, limit)? {
@@ -124,19 +130,22 @@ impl Scanner {
 
     /// Takes the next step if it is one onto the record of this sequence and nothing has to be read
     /// or checked for it any more: what the step behind a record most often is.
-    pub(crate) fn step_onto(&mut self, sequence: Sequence) -> Option<FrameHead> {
-        let head = self.run.next_at(self.at)?;
-        if head.sequence != sequence || head.kind == KIND_CONTROL {
-            return None;
+    #[inline]
+    pub(crate) fn step_onto(&mut self, sequence: Sequence) -> bool {
+        match self.run.frame_at(self.at) {
+            Some(&head) if head.sequence == sequence && head.kind != KIND_CONTROL => {
+                self.run.take();
+                self.step_over(head);
+                true
+            }
+            _ => false,
         }
-        self.run.take();
-        self.step_over(&head);
-        Some(head)
     }
 
-    fn step_over(&mut self, head: &FrameHead) {
+    fn step_over(&mut self, head: FrameHead) {
         self.frame = (self.at, self.at + head.frame_bytes());
         self.at = self.frame.1;
+        self.head = head;
     }
 
     /// Takes the last step back, which was onto a frame: the next one is the same again.
@@ -162,10 +171,12 @@ impl Scanner {
     /// whole. Otherwise each is looked at for itself.
     fn frame_of_run(&mut self, accept: Accept) -> Option<FrameHead> {
         let Accept::Of { salt, first } = accept else { return None };
-        if self.run.ends_before(self.at) {
+        if self.run.ends_before(self.at) || !self.run.is_for((salt, first)) {
             self.run.check(&mut self.buffer[..self.filled], self.at, (salt, first));
         }
-        self.run.frame_at(self.at, (salt, first))
+        let head = *self.run.frame_at(self.at)?;
+        self.run.take();
+        Some(head)
     }
 
     /// The whole frame at the position, if there is one.

@@ -14,21 +14,19 @@ use daemoneye_lib::stream::Sequence;
 
 use super::super::format::{CHECKED_FROM, FrameHead, required_checksum};
 
-/// Frames in a run. Fewer cost more each; more would not stay in the fastest caches until the
-/// reader gets to them.
-const FRAMES_MAX: usize = 128;
+/// Frames in a run: about as many as a read brings, if their payloads are of a few hundred bytes.
+const FRAMES_MAX: usize = 512;
 
-/// Frames that stand one after another and were checked together, each until a step is taken onto
-/// it.
+/// What is known of the frames from the position on to the run's end.
 #[derive(Default)]
 pub(super) struct Run {
+    /// All of them if all are whole, otherwise none.
     frames: Vec<Frame>,
     /// How many of them are behind us.
     taken: usize,
-    /// Where the last one ends.
     end: usize,
-    /// What for, if all of them are whole. Otherwise one of them is not, or more.
-    whole_for: Option<Key>,
+    /// What they were checked for.
+    key: Option<Key>,
 }
 
 /// Under which salt frames were written, and from which place in the stream on.
@@ -53,7 +51,7 @@ impl Run {
         self.frames.clear();
         self.taken = 0;
         self.end = 0;
-        self.whole_for = None;
+        self.key = None;
     }
 
     /// Checks the frames that stand here in the buffer, as many as there are. The buffer's bytes
@@ -85,18 +83,20 @@ impl Run {
         for frame in &self.frames {
             buffer[frame.at..frame.at + CHECKED_FROM].copy_from_slice(&frame.unchecked);
         }
-        self.whole_for = whole.then_some(key);
+        self.key = Some(key);
+        if !whole {
+            self.frames.clear();
+        }
     }
 
-    /// The whole frame that stands here, if it is one of them.
-    pub(super) fn frame_at(&self, at: usize, key: Key) -> Option<FrameHead> {
-        self.next_at(at).filter(|_| self.whole_for == Some(key))
+    /// Whether they were checked for this.
+    pub(super) fn is_for(&self, key: Key) -> bool {
+        self.key == Some(key)
     }
 
-    /// The whole frame that stands here, if it is one of them, whatever they were checked for.
-    pub(super) fn next_at(&self, at: usize) -> Option<FrameHead> {
-        self.whole_for?;
-        self.frames.get(self.taken).filter(|frame| frame.at == at).map(|frame| frame.head)
+    /// The head of the whole frame that stands here, if it is the next of them.
+    pub(super) fn frame_at(&self, at: usize) -> Option<&FrameHead> {
+        self.frames.get(self.taken).filter(|frame| frame.at == at).map(|frame| &frame.head)
     }
 
     /// A step is taken onto it.
@@ -164,13 +164,13 @@ mod tests {
         run.check(&mut buffer, 0, key);
         assert_eq!(buffer, bytes, "the bytes stay what they are");
         let mut at = 0;
-        while let Some(head) = run.frame_at(at, key) {
+        while let Some(&head) = run.frame_at(at) {
             assert_eq!(Some(head), FrameHead::read(&bytes[at..]));
             run.take();
             at += head.frame_bytes();
         }
-        assert_eq!(at, if run.whole_for.is_some() { run.end } else { 0 }, "all of them or none");
-        (run.end, run.whole_for == Some(key))
+        assert!(at == run.end || at == 0, "all of them or none");
+        (run.end, at > 0)
     }
 
     #[test]
@@ -193,23 +193,23 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_asked_for_its_frames_in_order_and_for_what_it_was_checked() {
+    fn a_run_is_asked_for_its_frames_in_order() {
         let (mut written, starts) = frames(&[4, 5, 6]);
         let mut run = Run::default();
+        assert!(!run.is_for(KEY));
         run.check(&mut written, starts[1], KEY);
+        assert!(run.is_for(KEY) && !run.is_for((SALT, Sequence(2))) && !run.is_for((0, KEY.1)));
         assert!(!run.ends_before(starts[1]) && run.ends_before(written.len()));
-        let sequence = |head: Option<FrameHead>| head.map(|head| head.sequence);
-        assert_eq!(sequence(run.frame_at(starts[1], KEY)), Some(Sequence(2)));
-        assert_eq!(run.frame_at(starts[1], (SALT, Sequence(2))), None);
-        assert_eq!(run.frame_at(starts[1], (!SALT, Sequence(1))), None);
-        assert_eq!(run.frame_at(starts[2], KEY), None, "not this one's turn");
+        let sequence = |head: Option<&FrameHead>| head.map(|head| head.sequence);
+        assert_eq!(sequence(run.frame_at(starts[1])), Some(Sequence(2)));
+        assert_eq!(run.frame_at(starts[2]), None, "not this one's turn");
         run.take();
-        assert_eq!(sequence(run.next_at(starts[2])), Some(Sequence(3)));
+        assert_eq!(sequence(run.frame_at(starts[2])), Some(Sequence(3)));
         run.put_back();
-        assert_eq!(sequence(run.next_at(starts[1])), Some(Sequence(2)));
+        assert_eq!(sequence(run.frame_at(starts[1])), Some(Sequence(2)));
         run.clear();
-        assert!(run.ends_before(0));
-        assert_eq!(run.next_at(starts[1]), None);
+        assert!(run.ends_before(0) && !run.is_for(KEY));
+        assert_eq!(run.frame_at(starts[1]), None);
     }
 
     #[test]
