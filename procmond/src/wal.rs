@@ -376,6 +376,7 @@ impl WriteAheadLog {
             lock: Some(Arc::clone(&lock)),
             active: recovered.active,
             durable: recovered.last,
+            synced: recovered.last,
             watermark_synced: recovered.watermark,
             group: Group::default(),
             unsynced_since: None,
@@ -509,12 +510,18 @@ impl WriteAheadLog {
         if records.is_empty() {
             return Ok((state.last, false));
         }
-        let in_one_commit = options.sync.is_always();
+        let always = options.sync.is_always();
         let before = state.group.pending_bytes();
         for record in records {
             let sequence = state.last.next();
             let NewRecord { kind, timestamp_ns, payload } = *record;
-            state.group.push(kind, sequence, in_one_commit, timestamp_ns, payload);
+            // A commit is written when the one before is durable, or else what was synced is known.
+            let in_commit = if always {
+                state.group.pending_records()
+            } else {
+                state.last.since(state.synced) as usize
+            };
+            state.group.push(kind, sequence, in_commit, timestamp_ns, payload);
             state.last = sequence;
             state.counters.appended += 1;
             state.counters.appended_bytes += record.payload.len() as u64;

@@ -45,13 +45,12 @@ impl Group {
         FRAME_BYTES + payload
     }
 
-    /// Adds a record. With `in_one_commit` the group is made durable as a whole, and its frames say
-    /// where in it they stand.
+    /// Adds a record, before which so many others may not be durable when it is written.
     pub(crate) fn push(
         &mut self,
         kind: u8,
         sequence: Sequence,
-        in_one_commit: bool,
+        in_commit: usize,
         timestamp_ns: i64,
         payload: &[u8],
     ) {
@@ -59,7 +58,6 @@ impl Group {
             self.first = sequence;
         }
         debug_assert_eq!(sequence.0, self.first.0 + self.ends.len() as u64);
-        let in_commit = if in_one_commit { self.ends.len() } else { 0 };
         let start = self.bytes.len();
         encode_frame(&mut self.bytes, kind, sequence, in_commit, timestamp_ns, payload);
         salt_frame(&mut self.bytes[start..], self.salt);

@@ -187,10 +187,7 @@ impl Keeper {
                 Job::Trim(left) => self.trim(&left),
                 Job::Reserve => self.put_in_reserve(),
                 Job::Shed(spare) => {
-                    let mut state = self.shared.lock();
-                    state.spare_bytes = state.spare_bytes.saturating_sub(spare.bytes);
-                    drop(state);
-                    self.desk.discard(spare.path);
+                    self.shed(spare);
                     continue;
                 }
                 Job::Rest => {
@@ -299,7 +296,11 @@ impl Keeper {
             }
         }
         // Until this is durable the file may come back under its old name, as a segment.
-        self.sync_dir()?;
+        let gone = self.sync_dir();
+        if let (Err(_), Some(spare)) = (&gone, &recycled) {
+            self.desk.discard(spare.path.clone());
+        }
+        gone?;
         {
             let mut state = self.shared.lock();
             state.retired_bytes = state.retired_bytes.saturating_sub(segment.disk_bytes());
@@ -379,10 +380,16 @@ impl Keeper {
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(WalError::io("rename a segment to", &path, source)),
         }
-        let file =
-            self.storage.open(&path, true).map_err(|source| WalError::io("open", &path, source))?;
-        let bytes = file.len().map_err(|source| WalError::io("read", &path, source))?;
-        Ok(Some(Spare { file, path, bytes, rest: Rest::Stale, generation }))
+        let opened = self.storage.open(&path, true).and_then(|file| Ok((file.len()?, file)));
+        match opened {
+            Ok((bytes, file)) => {
+                Ok(Some(Spare { file, path, bytes, rest: Rest::Stale, generation }))
+            }
+            Err(source) => {
+                self.desk.discard(path.clone());
+                Err(WalError::io("open", &path, source))
+            }
+        }
     }
 
     fn put_in_reserve(&self) -> Result<(), WalError> {
@@ -390,6 +397,17 @@ impl Keeper {
         reserve::make(&*self.storage, &self.shared.dir)?;
         self.desk.lock().has_reserve = true;
         Ok(())
+    }
+
+    fn shed(&self, spare: Spare) {
+        let fits = {
+            let mut state = self.shared.lock();
+            state.spare_bytes = state.spare_bytes.saturating_sub(spare.bytes);
+            state.may_prepare(0, &self.shared.options)
+        };
+        let mut papers = self.desk.lock();
+        papers.leftovers.push(spare.path);
+        papers.shed |= !fits;
     }
 
     /// Writes a file of zeros, unless a retired segment comes that will do.
@@ -401,7 +419,6 @@ impl Keeper {
             self.desk.discard(path.clone());
         }
         let Some(file) = made? else { return Ok(()) };
-        self.sync_dir()?;
         self.shared.lock().counters.prepared += 1;
         let bytes = self.shared.options.segment_bytes;
         self.keep(Spare { file, path, bytes, rest: Rest::Zeros, generation: 0 });

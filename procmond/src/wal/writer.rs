@@ -119,6 +119,8 @@ pub(super) struct Writer {
     pub(super) active: Active,
     /// The last sequence written, and synced if that is what a receipt promises.
     pub(super) durable: Sequence,
+    /// The last sequence synced.
+    pub(super) synced: Sequence,
     /// The watermark that is synced.
     pub(super) watermark_synced: Sequence,
     /// What is being written, and what is written and not yet synced.
@@ -133,7 +135,8 @@ pub(super) struct Writer {
     pub(super) refused: bool,
     /// The next segment is begun in what is kept in reserve if there is no room for it.
     pub(super) from_reserve: bool,
-    /// The longest file the system has let us write, once it has said that one was too large.
+    /// The longest file the system has let this commit write, once it has said that one was too
+    /// large.
     pub(super) file_limit: u64,
     /// How long the last sync took, until it is counted.
     pub(super) sync_took: Option<Duration>,
@@ -324,7 +327,8 @@ impl Writer {
             (Some(since), SyncMode::Interval { every, .. }) => Some(since + every),
             _ => None,
         };
-        let seal = (!self.active.sealed).then(|| now + SEAL_DELAY);
+        let seals = !self.active.sealed && self.unsynced_since.is_none();
+        let seal = seals.then(|| now + SEAL_DELAY);
         let rotation = (!self.active.is_empty())
             .then(|| self.active.began.left(self.shared.options.rotate))
             .flatten()
@@ -337,7 +341,8 @@ impl Writer {
     fn commit(&mut self, task: &Task) -> Result<(), WalError> {
         let label = &mut self.active.label;
         let idle = self.group.is_written();
-        let control = idle && !self.active.sealed || task.watermark > label.watermark;
+        let seals = idle && !self.active.sealed && self.unsynced_since.is_none();
+        let control = seals || task.watermark > label.watermark;
         let before = *label;
         label.watermark = task.watermark;
         label.watermark_epoch = task.watermark_epoch;
@@ -355,7 +360,10 @@ impl Writer {
             self.active.label.watermark_epoch = before.watermark_epoch;
         }
         result?;
+        // It may be another one next time.
+        self.file_limit = u64::MAX;
         if std::mem::take(&mut self.refused) {
+            tracing::info!(dir = ?self.shared.dir, "records are taken again");
             self.shared.lock().refusing = None;
         }
         self.retire_acknowledged()?;
@@ -390,6 +398,7 @@ impl Writer {
     fn write(&mut self, control: bool, task: &Task) -> Result<(), Failure> {
         self.write_group(control)?;
         if task.close && !self.active.sealed {
+            self.sync()?;
             self.write_control()?;
             self.publish();
         }
@@ -453,8 +462,11 @@ impl Writer {
         let mut end = active.offset + bytes.len() as u64;
         let mut result = active.file.write_all_at(bytes, active.offset);
         if result.is_ok() && control {
-            let in_commit =
-                if self.shared.options.sync.is_always() { self.group.upto(span) } else { 0 };
+            let in_commit = if self.shared.options.sync.is_always() {
+                self.group.upto(span)
+            } else {
+                last.since(self.synced) as usize
+            };
             let record = active.label.to_control(last, in_commit, wall_clock_ns());
             result = active.file.write_all_at(&record, end);
             end += CONTROL_BYTES as u64;
@@ -470,13 +482,17 @@ impl Writer {
         self.active.last = last;
         // Records that are written again had a receipt in some modes.
         self.durable = self.durable.max(last);
+        if self.shared.options.sync.is_always() {
+            self.synced = self.durable;
+        }
         Ok(())
     }
 
     /// Writes a control record alone, and makes it durable if receipts promise that.
     fn write_control(&mut self) -> Result<(), Failure> {
         let active = &mut self.active;
-        let record = active.label.to_control(self.durable, 0, wall_clock_ns());
+        let unsynced = self.durable.since(self.synced) as usize;
+        let record = active.label.to_control(self.durable, unsynced, wall_clock_ns());
         let result = active.file.write_all_at(&record, active.offset);
         result.map_err(|source| self.not_written(source, 0))?;
         self.written(self.active.offset + CONTROL_BYTES as u64, true)
@@ -493,7 +509,7 @@ impl Writer {
         let active = &mut self.active;
         active.offset = end;
         if control {
-            active.sealed = true;
+            active.sealed = self.synced == self.durable;
             active.watermark = active.label.watermark;
             active.control_at = end + CONTROL_EVERY_BYTES;
         }
@@ -534,6 +550,7 @@ impl Writer {
             }
             result?;
             self.unsynced_since = None;
+            self.synced = self.durable;
             self.group.mark_done();
             self.watermark_synced = self.active.watermark;
         }

@@ -112,6 +112,8 @@ pub(super) struct Expect {
     /// The last opening.
     pub(super) epoch: Option<Epoch>,
     pub(super) lies: Vec<Lie>,
+    /// A lie has cost a header: that file is nobody's from then on.
+    foreign: bool,
 }
 
 impl Expect {
@@ -169,6 +171,7 @@ impl Expect {
         after_power_cut: bool,
     ) -> Checked {
         let deep = self.lies.iter().any(|lie| matches!(lie, Lie::Deep));
+        self.foreign |= deep;
         let stream = log.stream();
         match self.stream {
             Some(old) if old == stream => {
@@ -185,7 +188,8 @@ impl Expect {
             }
             Some(old) => {
                 must!(deep, "W1: stream {old} is gone, and {stream} in its place");
-                *self = Self { lies: self.lies.clone(), ..Self::default() };
+                let lies = self.lies.clone();
+                *self = Self { lies, foreign: self.foreign, ..Self::default() };
             }
         }
         self.stream = Some(stream);
@@ -228,7 +232,7 @@ impl Expect {
             );
         }
         must!(
-            deep || recovery.foreign.is_empty(),
+            self.foreign || recovery.foreign.is_empty(),
             "W4: {:?} were taken for another log's",
             recovery.foreign
         );

@@ -22,6 +22,9 @@ const STUCK: Duration = Duration::from_secs(8);
 /// a record is admitted.
 const OVER_BUDGET_BYTES: u64 = 400;
 
+/// And what is kept in reserve may become a segment.
+const RESERVE_BYTES: u64 = 4096;
+
 /// What a run came to, in numbers.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Tally {
@@ -183,9 +186,12 @@ impl Run {
                 let from = self.share(*percent).max(1);
                 let expect = self.live().expect.clone();
                 let since = Instant::now();
-                // What is written again after a failed sync is not there for a moment.
+                // What is written again after a failed sync is not there for a moment, or until the
+                // disk has room.
                 let patience = if self.options.sync.is_always() { Duration::ZERO } else { STUCK };
-                while self.disk.is_powered() {
+                let again =
+                    || !self.options.sync.is_always() && self.state_of(|s| s.refusing.is_some());
+                while self.disk.is_powered() && !again() {
                     let read = expect.read(&self.log(), from, usize::from(*max_bytes));
                     // The power may have gone meanwhile.
                     if read.is_ok() || !self.disk.is_powered() {
@@ -212,7 +218,7 @@ impl Run {
         self.settle()?;
         let budget = self.options.disk_budget_bytes;
         let segments = budget / self.options.segment_bytes.min(budget / 4) + 3;
-        let budget = budget + segments * OVER_BUDGET_BYTES;
+        let budget = budget + RESERVE_BYTES + segments * OVER_BUDGET_BYTES;
         let since = Instant::now();
         loop {
             let used = log_bytes(&self.disk, self.dir.path());
@@ -222,8 +228,9 @@ impl Run {
             // What is needed no more is removed off the writer's path.
             must!(
                 since.elapsed() < STUCK,
-                "W9: {used} bytes on a budget of {budget}: {:?}",
-                self.disk.names(self.dir.path())
+                "W9: {used} bytes on a budget of {budget}: {:?}, by its own account {:?}",
+                self.disk.names(self.dir.path()),
+                self.state_of(|s| (s.left_bytes, s.retired_bytes, s.spare_bytes, s.used_bytes())),
             );
             thread::park_timeout(Duration::from_millis(1));
         }

@@ -135,6 +135,7 @@ impl Writer {
             return Err(error);
         }
         self.durable = copy.last;
+        self.synced = copy.last;
         self.watermark_synced = Sequence::NONE;
         // What was not synced in the old stream is in the new one, and not written again.
         self.group.clear();
