@@ -405,7 +405,6 @@ fn w8_a_limit_too_small_for_a_record_refuses_and_recovers_when_it_is_raised() {
 }
 
 #[test]
-#[ignore = "the shortest limit there ever was is remembered"]
 fn w8_a_limit_that_was_raised_is_forgotten() {
     let base = tempfile::tempdir().unwrap();
     for limit in [512 << 10, 1000, 100] {
