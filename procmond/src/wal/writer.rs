@@ -543,9 +543,7 @@ impl Writer {
     fn sync(&mut self) -> Result<(), Failure> {
         if self.unsynced_since.is_some() {
             let mut result = self.sync_file();
-            if matches!(&result, Err(failure) if failure.kind == FailureKind::Spoilt)
-                && matches!(self.shared.options.sync, SyncMode::Os)
-            {
+            if matches!(&result, Err(failure) if failure.kind == FailureKind::Spoilt) {
                 result = self.write_from_cache();
             }
             result?;
@@ -557,14 +555,15 @@ impl Writer {
         Ok(())
     }
 
-    /// The group does not hold what was to be synced, only the system's cache does: it is written
-    /// again from there, in place.
+    /// Those who have receipts must find their records meanwhile, so what was to be synced is
+    /// written again in place first, from the system's cache. That may be all that still holds it.
     fn write_from_cache(&self) -> Result<(), Failure> {
         let Active { file, path, offset, .. } = &self.active;
         tracing::warn!(?path, "syncing the log failed; what is not durable is written again");
         segment::rewrite(&**file, path, EMPTY_BYTES..*offset).map_err(|error| {
-            let failure = Failure::from(error);
-            Failure { kind: FailureKind::Lost, ..failure }
+            let held = !matches!(self.shared.options.sync, SyncMode::Os);
+            let kind = if held { FailureKind::Spoilt } else { FailureKind::Lost };
+            Failure { kind, ..Failure::from(error) }
         })
     }
 
@@ -659,7 +658,7 @@ impl Writer {
         }
         if left.prepared_bytes > left.offset || self.abandoned {
             // That takes a while, and time is dear here.
-            self.desk.trim(left);
+            self.desk.trim(left, !self.abandoned);
         }
         self.abandoned = false;
         self.watermark_synced = label.watermark;
