@@ -1,5 +1,6 @@
 //! The power is cut under a process that appends from several threads, on a real file system, again
-//! and again: every record it had a receipt for is there, once, as it was.
+//! and again: every record that it had a receipt for and that was synced is there, once, as it was.
+//! Of others no more is lost than the log's way of syncing says, and only the last ones.
 //!
 //! `E2E_ROUNDS=500 cargo test -p procmond --test wal_power` for a long run.
 #![cfg(test)]
@@ -95,9 +96,8 @@ fn drill(random: &mut Random, mode: &str, rounds: u64) {
     // Had the disk lost what disks do not lose, the file system would have suffered as well.
     run("e2fsck", &[OsStr::new("-fn"), image.as_os_str()]);
     let flushes = disk.flushes();
-    let Ledger { heard, taken, in_holes, .. } = &ledger;
-    println!("{mode}: {rounds} cuts, {flushes} flushes, receipts {heard:?}");
-    println!("{mode}: receipts lost {taken:?}, records lost before others {in_holes}");
+    let Ledger { heard, taken, .. } = &ledger;
+    println!("{mode}: {rounds} cuts, {flushes} flushes, receipts {heard:?}, lost {taken:?}");
     assert!(ledger.receipts_heard() > rounds * 5, "only {heard:?}");
     assert_eq!(taken.get("always").copied().unwrap_or_default(), 0);
 }

@@ -270,8 +270,6 @@ pub(crate) struct Ledger {
     receipts: BTreeMap<u64, Promised>,
     /// What the last opening returned: it has been told to somebody, so it must stay.
     told: BTreeMap<u64, u64>,
-    /// What the last opening said was lost.
-    lost: BTreeSet<u64>,
     /// The highest acknowledgement made, and the highest said to be durable.
     acknowledged: u64,
     acknowledged_durably: u64,
@@ -287,8 +285,6 @@ pub(crate) struct Ledger {
     pub(crate) heard: BTreeMap<String, u64>,
     /// Receipts that power cuts have taken, by mode. Nothing else takes any.
     pub(crate) taken: BTreeMap<String, u64>,
-    /// Records lost before others that are there.
-    pub(crate) in_holes: u64,
 }
 
 impl Ledger {
@@ -363,6 +359,7 @@ impl Ledger {
     fn check_at(&mut self, dir: &Path, round: &str) -> Epoch {
         let round = &format!("{round}, {}", self.mode);
         let (log, recovery) = WriteAheadLog::open(dir, WalOptions::default()).unwrap();
+        assert!(recovery.damage.is_empty(), "{round}: {:?}", recovery.damage);
         assert!(recovery.foreign.is_empty(), "{round}: {:?}", recovery.foreign);
         if recovery.new_stream {
             // Ended before the log had begun.
@@ -379,35 +376,16 @@ impl Ledger {
         // What was acknowledged may be gone.
         self.receipts = self.receipts.split_off(&(watermark + 1));
         self.told = self.told.split_off(&(watermark + 1));
-        self.lost = self.lost.split_off(&(watermark + 1));
-        let Found { records, lost } = Found::read(&log, recovery.watermark.next(), round);
+        let records = read(&log, recovery.watermark.next(), round);
         for (sequence, id) in &self.told {
             let there = records.get(sequence);
             assert_eq!(there, Some(id), "{round}: {sequence} was told, {} found", records.len());
         }
         self.check_receipts(&records, round);
-        // A hole is where a power cut has taken some of what was not synced and left what came
-        // after it; and it stays one.
-        for &sequence in lost.difference(&self.lost) {
-            let may_be = self.power_goes && self.loss_bytes > 0;
-            assert!(may_be, "{round}: {sequence} is lost");
-            self.in_holes += 1;
-        }
-        assert!(self.lost.is_subset(&lost), "{round}: what was lost is there again");
-        let reported = recovery.damage.iter().flat_map(|range| range.first.0..=range.last.0);
-        for sequence in reported.filter(|&sequence| sequence > watermark) {
-            assert!(
-                lost.contains(&sequence),
-                "{round}: {sequence} is said to be lost and is there"
-            );
-        }
-
         let distinct: BTreeSet<_> = records.values().collect();
         assert_eq!(distinct.len(), records.len(), "{round}: a record is there twice");
-        let known = (records.len() + lost.len()) as u64;
-        assert_eq!(log.last().0, watermark + known, "{round}");
+        assert_eq!(log.last().0, watermark + records.len() as u64, "{round}");
         self.told = records;
-        self.lost = lost;
         // What lies beyond is gone, and its sequences are given again.
         self.receipts.retain(|sequence, _| self.told.contains_key(sequence));
         // What an opening has found is synced.
@@ -440,42 +418,23 @@ impl Ledger {
     }
 }
 
-/// What is in a log from a sequence on.
-#[derive(Default)]
-struct Found {
-    /// The records' numbers by sequence.
-    records: BTreeMap<u64, u64>,
-    /// What the reader says is lost.
-    lost: BTreeSet<u64>,
-}
-
-impl Found {
-    /// All of it, contiguous and as it was written.
-    fn read(log: &WriteAheadLog, from: Sequence, round: &str) -> Self {
-        let mut reader = log.reader(from);
-        let mut found = Self::default();
-        let mut expected = from;
-        loop {
-            let batch = reader.next_batch(1 << 20).unwrap();
-            if batch.is_empty() {
-                return found;
-            }
-            for entry in batch {
-                match entry {
-                    Entry::Record(record) => {
-                        assert_eq!(record.sequence, expected, "{round}");
-                        let id = record.timestamp_ns as u64;
-                        assert_eq!(record.payload, body(id), "{round}: record {expected}");
-                        found.records.insert(expected.0, id);
-                        expected = expected.next();
-                    }
-                    Entry::Lost { first, last, .. } => {
-                        assert_eq!(first, expected, "{round}");
-                        found.lost.extend(first.0..=last.0);
-                        expected = last.next();
-                    }
-                }
-            }
+/// The numbers of all records from a sequence on by sequence, contiguous and as they were written.
+fn read(log: &WriteAheadLog, from: Sequence, round: &str) -> BTreeMap<u64, u64> {
+    let mut reader = log.reader(from);
+    let mut found = BTreeMap::new();
+    let mut expected = from;
+    loop {
+        let batch = reader.next_batch(1 << 20).unwrap();
+        if batch.is_empty() {
+            return found;
+        }
+        for entry in batch {
+            let Entry::Record(record) = entry else { panic!("{round}: {entry:?}") };
+            assert_eq!(record.sequence, expected, "{round}");
+            let id = record.timestamp_ns as u64;
+            assert_eq!(record.payload, body(id), "{round}: record {expected}");
+            found.insert(expected.0, id);
+            expected = expected.next();
         }
     }
 }
