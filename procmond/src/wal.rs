@@ -349,6 +349,7 @@ impl WriteAheadLog {
             group: Group::default(),
             writing_bytes: 0,
             waiting_since: None,
+            hurry: false,
             flush: false,
             closing: false,
             due: None,
@@ -481,7 +482,7 @@ impl WriteAheadLog {
                 writer.serve();
             }
             Err(_) => {
-                self.inner.shared.lock().flush = true;
+                self.inner.shared.lock().hurry = true;
                 self.inner.shared.call_writer();
             }
         }

@@ -796,3 +796,52 @@ fn acknowledged_segments_are_archived_before_they_go() {
     let archived = segments(archives.path()).len() as u64;
     assert_eq!(archived, log.stats().archived);
 }
+
+/// Whoever waits on its own thread must not wait for the commit delay; it was taken for a wish to
+/// sync, so that a log that leaves syncing to the system synced with nearly every commit.
+#[test]
+fn w8_appending_on_ones_own_thread_syncs_no_more_than_the_mode_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), WalOptions { sync: SyncMode::Os, ..quick() });
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let record = NewRecord { kind: 1, timestamp_ns: 0, payload: b"x" };
+                    let receipt = log.append_blocking(&[record]).unwrap();
+                    assert_eq!(receipt.promise, Promise::Written);
+                }
+            });
+        }
+    });
+    assert_eq!(log.last_durable(), Sequence(800));
+    assert_eq!(log.stats().sync_micros.count(), 0);
+}
+
+/// A link under a name that the log uses was followed, and what it led to was overwritten.
+#[cfg(unix)]
+#[test]
+fn s1_links_in_the_directory_lead_nowhere() {
+    let base = tempfile::tempdir().unwrap();
+    let (dir, precious) = (base.path().join("log"), base.path().join("precious"));
+    fs::create_dir(&dir).unwrap();
+    fs::write(&precious, "precious").unwrap();
+    let unharmed = || assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+
+    std::os::unix::fs::symlink(&precious, dir.join("procmond.lock")).unwrap();
+    let refused = WriteAheadLog::open(&dir, quick()).unwrap_err().to_string();
+    assert!(refused.contains("procmond.lock") && refused.contains("regular file"), "{refused}");
+    unharmed();
+    fs::remove_file(dir.join("procmond.lock")).unwrap();
+
+    for name in ["procmond-00001.wal.new", "procmond-00001.wal.spare", "procmond.reserve"] {
+        std::os::unix::fs::symlink(&precious, dir.join(name)).unwrap();
+    }
+    // What cannot be used is said, or removed; a segment is not begun behind a link.
+    let opened = WriteAheadLog::open(&dir, WalOptions { segment_bytes: 4096, ..quick() });
+    match opened {
+        Ok((log, _)) => fill(&log, 200),
+        Err(error) => assert!(error.to_string().contains("regular file"), "{error}"),
+    }
+    unharmed();
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 use daemoneye_lib::paths::WAL_LOCK_FILE;
 
 use super::WalError;
+use super::storage::open_plain;
 
 /// Holds the directory until dropped. The system releases it when its holder dies, however it
 /// dies, so a file left behind is no obstacle; it is never removed, because removing it would let
@@ -32,8 +33,8 @@ impl DirLock {
         options.read(true).write(true).create(true).truncate(false);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file =
-            options.open(&path).map_err(|source| WalError::io("open the lock", &path, source))?;
+        let mut file = open_plain(&mut options, &path)
+            .map_err(|source| WalError::io("open the lock", &path, source))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

@@ -95,6 +95,9 @@ pub(crate) struct State {
     pub(crate) writing_bytes: u64,
     /// Since when the oldest queued record, or the oldest acknowledgement, waits.
     pub(crate) waiting_since: Option<Instant>,
+    /// What is queued must not wait for the commit delay.
+    pub(crate) hurry: bool,
+    /// What is written must be synced, whatever the log's mode. Nor may it wait.
     pub(crate) flush: bool,
     pub(crate) closing: bool,
     /// When there is something to write without being called.

@@ -90,6 +90,25 @@ impl dyn StorageFile + '_ {
     }
 }
 
+/// Opens a regular file, and nothing that was put in its place: a link would lead out of the
+/// directory, and a pipe wait for its other end.
+pub(crate) fn open_plain(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    #[cfg(unix)]
+    {
+        use rustix::fs::OFlags;
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
+    }
+    let refused = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+    let file = match options.open(path) {
+        Err(_) if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) => {
+            return Err(refused());
+        }
+        opened => opened?,
+    };
+    if file.metadata()?.is_file() { Ok(file) } else { Err(refused()) }
+}
+
 /// The operating system's files.
 pub(crate) struct OsStorage;
 
@@ -114,11 +133,11 @@ impl Storage for OsStorage {
         options.read(true).write(true).create(true).truncate(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        Ok(Box::new(options.open(path)?))
+        Ok(Box::new(open_plain(&mut options, path)?))
     }
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn StorageFile>> {
-        Ok(Box::new(OpenOptions::new().read(true).write(write).open(path)?))
+        Ok(Box::new(open_plain(OpenOptions::new().read(true).write(write), path)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -200,6 +200,7 @@ fn wait_until_due(shared: &Shared) {
     loop {
         let refusing = state.refusing.is_some() && !state.closing;
         let called = state.closing
+            || state.hurry
             || state.flush
             || state.shut.is_some()
             || matches!(state.new_stream, NewStream::Asked(_))
@@ -302,6 +303,7 @@ impl Writer {
             self.cohort = state.group.pending_records();
             self.group.take(&mut state.group);
             state.waiting_since = None;
+            state.hurry = false;
         }
         state.writing_bytes = self.group.pending_bytes() as u64;
         let watermark = state.watermark;
