@@ -393,7 +393,8 @@ impl Writer {
                 path = ?failure.path, error = %failure.source,
                 "writing the log failed; what had no receipt goes into a fresh segment"
             );
-            self.abandon();
+            // Nothing more is written to that file.
+            self.abandoned = true;
         }
     }
 
@@ -409,16 +410,6 @@ impl Writer {
             self.publish();
         }
         Ok(())
-    }
-
-    /// Nothing more is written to the active segment, and what is not synced there is written
-    /// again, if the group still holds it.
-    fn abandon(&mut self) {
-        self.abandoned = true;
-        if !matches!(self.shared.options.sync, SyncMode::Os) {
-            self.unsynced_since = None;
-            self.group.rewind();
-        }
     }
 
     /// Writes what is left of the group, rotating where it does not fit, and a control record if
@@ -630,9 +621,20 @@ impl Writer {
 
     /// Begins the next segment.
     fn rotate(&mut self) -> Result<(), Failure> {
-        // What is behind must not be less durable than what comes. An abandoned segment has nothing
-        // that is not written again, unless the group does not hold it.
-        self.sync()?;
+        // What is behind must not be less durable than what comes.
+        match self.sync() {
+            Err(failure) if failure.kind == FailureKind::Lost => return Err(failure),
+            Err(failure) => {
+                tracing::warn!(
+                    path = ?failure.path, error = %failure.source,
+                    "what could not be synced goes into a fresh segment"
+                );
+                self.abandoned = true;
+                self.unsynced_since = None;
+                self.group.rewind();
+            }
+            Ok(()) => {}
+        }
         let spare = self.take_spare();
         let label = Label {
             segment: self.active.label.segment + 1,
@@ -809,7 +811,7 @@ impl Writer {
             Err(failure) => {
                 // What is refused anyway is tried again.
                 if failure.kind == FailureKind::Spoilt {
-                    self.abandon();
+                    self.abandoned = true;
                 }
                 return Ok(false);
             }
