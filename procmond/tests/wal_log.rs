@@ -815,7 +815,7 @@ fn w8_appending_on_ones_own_thread_syncs_no_more_than_the_mode_says() {
         }
     });
     assert_eq!(log.last_durable(), Sequence(800));
-    assert_eq!(log.stats().sync_micros.count(), 0);
+    assert_eq!(log.stats().sync_micros.count, 0);
 }
 
 /// A link under a name that the log uses was followed, and what it led to was overwritten.

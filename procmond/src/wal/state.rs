@@ -259,6 +259,8 @@ pub(crate) struct Shared {
     writing: AtomicBool,
     /// [`State::generation`], for those who only look.
     generation: AtomicU64,
+    /// [`State::durable`], for those who only look: every record's producer does, once a commit.
+    durable: AtomicU64,
 }
 
 impl Shared {
@@ -270,6 +272,7 @@ impl Shared {
             work: Condvar::new(),
             writing: AtomicBool::new(false),
             generation: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
         }
     }
 
@@ -282,6 +285,17 @@ impl Shared {
     /// How many streams have begun while open.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether this sequence of that generation is durable. If not, the state knows better.
+    pub(crate) fn is_durable(&self, sequence: Sequence, generation: u64) -> bool {
+        // A stream that begins changes the generation last, to a lower durable sequence.
+        sequence.0 <= self.durable.load(Ordering::Acquire) && self.generation() == generation
+    }
+
+    /// Up to here everything is durable; the state says so too.
+    pub(crate) fn set_durable(&self, sequence: Sequence) {
+        self.durable.store(sequence.0, Ordering::Release);
     }
 
     /// Another stream has begun; the state says so too.

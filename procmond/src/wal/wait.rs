@@ -55,6 +55,13 @@ impl Future for Wait {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
+        if let Wants::Durable(sequence) = this.wants
+            && this.shared.is_durable(sequence, this.generation)
+        {
+            // Whoever made it so has taken the waiter out, or the next one will.
+            this.id = None;
+            return Poll::Ready(Ok(()));
+        }
         let mut state = this.shared.lock();
         // A new stream begins only after everything in the old one was durable.
         let outcome = if state.generation == this.generation {

@@ -743,6 +743,7 @@ impl Writer {
                 state.counters.commit_records.record(records);
             }
             state.durable = self.durable;
+            self.shared.set_durable(self.durable);
             if self.unsynced_since.is_none() {
                 state.synced = self.durable;
             }

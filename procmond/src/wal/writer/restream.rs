@@ -51,6 +51,7 @@ impl Writer {
                 Ok(segments) => {
                     state.stream = self.active.label.stream;
                     state.generation += 1;
+                    self.shared.set_durable(self.durable);
                     self.shared.set_generation(state.generation);
                     state.epoch = self.active.label.epoch;
                     state.epochs = vec![(Sequence::FIRST, state.epoch)];
