@@ -217,7 +217,22 @@ impl StorageFile for File {
         Ok(self.metadata()?.len())
     }
 
-    #[cfg(unix)]
+    /// Asks for nothing else: who asks for the times makes the next write set them anew, which
+    /// costs the sync after it half as much again.
+    #[cfg(target_os = "linux")]
+    fn has_name(&self) -> io::Result<bool> {
+        use rustix::fs::{AtFlags, StatxFlags, statx};
+        match statx(self, c"", AtFlags::EMPTY_PATH, StatxFlags::NLINK) {
+            Ok(found) => Ok(found.stx_nlink > 0),
+            // Older than Linux 4.11, or forbidden by a sandbox.
+            Err(rustix::io::Errno::NOSYS) => {
+                Ok(std::os::unix::fs::MetadataExt::nlink(&self.metadata()?) > 0)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[cfg(all(unix, not(target_os = "linux")))]
     fn has_name(&self) -> io::Result<bool> {
         Ok(std::os::unix::fs::MetadataExt::nlink(&self.metadata()?) > 0)
     }

@@ -494,8 +494,12 @@ impl Run {
             self.acknowledge(100)?;
         }
         let since = Instant::now();
+        // What the writer is at may still find no room.
         while self.disk.is_powered()
-            && self.state_of(|state| state.shut.is_none() && state.refusing.is_some())
+            && self.state_of(|state| {
+                let at_work = state.writing_bytes > 0 || state.group.pending_records() > 0;
+                state.shut.is_none() && (state.refusing.is_some() || at_work)
+            })
         {
             must!(since.elapsed() < STUCK, "W8: there is room and the log does not notice");
             thread::park_timeout(Duration::from_millis(1));
