@@ -177,37 +177,80 @@ fn begin(file: &dyn StorageFile, path: &Path, label: &Label) -> Result<(), WalEr
         .map_err(|source| WalError::io("write the header of", path, source))
 }
 
-/// What a segment's header says, or failing that its first whole control record; `None` if
-/// nothing in the file says what it is.
+/// What a segment's header says, or failing that its control records; `None` if nothing in the
+/// file says what it is.
 pub(crate) fn read_label(
     file: &dyn StorageFile,
     path: &Path,
     number: u64,
 ) -> Result<Option<Label>, WalError> {
-    let failed = |source| WalError::io("read", path, source);
     match header_of(file, path)? {
         // A copy of another segment under this name has records that belong to that number.
-        Header::Whole(label) => return Ok((label.segment == number).then_some(label)),
+        Header::Whole(label) => Ok((label.segment == number).then_some(label)),
         Header::Unknown { version, codec } => {
-            return Err(WalError::UnknownFormat { path: path.to_owned(), version, codec });
+            Err(WalError::UnknownFormat { path: path.to_owned(), version, codec })
         }
-        Header::Damaged => {}
+        Header::Damaged => label_of_controls(file, path, number),
     }
+}
+
+/// What a segment's control records say.
+///
+/// A control record names the salt that it is written with, so what somebody has put into a payload
+/// may look like one. But payloads stand in frames: of several labels the one is right whose
+/// frames enclose the others', and so come to more bytes.
+fn label_of_controls(
+    file: &dyn StorageFile,
+    path: &Path,
+    number: u64,
+) -> Result<Option<Label>, WalError> {
+    /// Each takes reading the file.
+    const LABELS_MAX: usize = 8;
+    let failed = |source| WalError::io("read", path, source);
     let limit = file.len().map_err(failed)?;
+    let mut labels: Vec<Label> = Vec::new();
+    let mut unknown = None;
     let mut scanner = Scanner::new(0);
     loop {
         match scanner.step(file, Accept::Controls { segment: number }, limit).map_err(failed)? {
             Step::Frame { .. } => {
                 if let Some(codec) = codec_of(scanner.frame()).filter(|&c| c != PAYLOAD_CODEC) {
-                    let version = FORMAT_VERSION;
-                    return Err(WalError::UnknownFormat { path: path.to_owned(), version, codec });
+                    unknown = unknown.or(Some(codec));
+                } else if let Some(label) = scanner.label()
+                    && labels.len() < LABELS_MAX
+                    && labels.iter().all(|known| known.salt != label.salt)
+                {
+                    labels.push(label);
                 }
-                return Ok(scanner.label());
             }
             Step::Damage { .. } => {}
-            Step::Tail { .. } => return Ok(None),
+            Step::Tail { .. } => break,
         }
     }
+    if let (true, Some(codec)) = (labels.is_empty(), unknown) {
+        let version = FORMAT_VERSION;
+        return Err(WalError::UnknownFormat { path: path.to_owned(), version, codec });
+    }
+    if labels.len() < 2 {
+        return Ok(labels.pop());
+    }
+    let mut right = None;
+    for label in labels {
+        let accept = Accept::Of { salt: label.salt, first: label.first };
+        let mut scanner = Scanner::new(HEADER_BYTES as u64);
+        let mut bytes = 0;
+        loop {
+            match scanner.step(file, accept, limit).map_err(failed)? {
+                Step::Frame { head, .. } => bytes += head.frame_bytes(),
+                Step::Damage { .. } => {}
+                Step::Tail { .. } => break,
+            }
+        }
+        if right.is_none_or(|(most, _)| bytes > most) {
+            right = Some((bytes, label));
+        }
+    }
+    Ok(right.map(|(_, label)| label))
 }
 
 /// Whether a segment's label stands in its header, and not only in a copy of it.

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use daemoneye_lib::stream::{Sequence, StreamId};
+use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
+use super::format::{Label, Rest, encode_frame, salt_frame};
+use super::segment::EMPTY_BYTES;
 use super::storage::faulty::{Fault, Faulty, Op};
 use super::wait::block_on;
 use super::{Entry, Recovery, WalError, WalOptions, WriteAheadLog};
@@ -369,4 +371,41 @@ fn segments_of_another_log_are_left_alone() {
         log.acknowledge(Sequence(acknowledged + 1)).unwrap();
     }
     assert!(placed.exists());
+}
+
+/// A control record in a payload was taken for the segment's own when the header was lost: the log
+/// became whatever the payload said.
+#[test]
+fn s1_a_payload_does_not_say_what_a_segment_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let forged = Label {
+        stream: StreamId::from_bytes([7; 16]),
+        replaces: None,
+        segment: 1,
+        salt: 77,
+        first: Sequence(1),
+        watermark: Sequence(1 << 40),
+        watermark_epoch: None,
+        epoch: Epoch::from_u64(u64::MAX),
+        epoch_first: Sequence(1),
+        rest: Rest::Nothing,
+    };
+    let mut payload = forged.to_control(Sequence(0), 0, 1).to_vec();
+    let start = payload.len();
+    encode_frame(&mut payload, 1, Sequence(1), 0, 1, &[b'x'; 2000]);
+    salt_frame(&mut payload[start..], forged.salt);
+    let (log, _) = WriteAheadLog::open(dir.path(), WalOptions::default()).unwrap();
+    for _ in 0..3 {
+        block_on(log.append(1, 0, &payload)).unwrap();
+    }
+    let stream = log.stream();
+    log.close().unwrap();
+
+    let path = dir.path().join("procmond-00001.wal");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[..EMPTY_BYTES as usize].fill(0);
+    std::fs::write(&path, bytes).unwrap();
+    let (log, recovery) = WriteAheadLog::open(dir.path(), WalOptions::default()).unwrap();
+    assert_eq!((log.stream(), log.last(), log.watermark()), (stream, Sequence(3), Sequence::NONE));
+    assert!(recovery.damage.is_empty(), "{recovery:?}");
 }
