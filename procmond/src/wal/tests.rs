@@ -189,13 +189,10 @@ fn growing() -> WalOptions {
     WalOptions { prepare: false, ..small() }
 }
 
-/// A record queued behind the write that found the disk full stayed in the queue when there was
-/// room again, until something else was submitted: whoever waited for it waited for ever.
-#[test]
-fn w8_what_was_queued_when_the_disk_became_full_is_written_by_itself() {
-    let dir = tempfile::tempdir().unwrap();
+/// One record refused for want of room, and one queued behind it.
+fn one_behind_another(dir: &Path) -> (Faulty, WriteAheadLog) {
     let storage = working();
-    let (log, _) = open_on(&storage, dir.path(), quick());
+    let (log, _) = open_on(&storage, dir, quick());
     let (writes, is_writing) = mpsc::channel();
     let (go_on, may_go_on) = mpsc::channel::<()>();
     storage.replan(move |op, _| {
@@ -215,11 +212,32 @@ fn w8_what_was_queued_when_the_disk_became_full_is_written_by_itself() {
         assert!(Instant::now() < deadline, "the log did not notice");
         std::thread::yield_now();
     }
+    (storage, log)
+}
+
+/// A record queued behind the write that found the disk full stayed in the queue when there was
+/// room again, until something else was submitted: whoever waited for it waited for ever.
+#[test]
+fn w8_what_was_queued_when_the_disk_became_full_is_written_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (storage, log) = one_behind_another(dir.path());
     storage.heal();
+    let deadline = Instant::now() + Duration::from_secs(20);
     while log.last_durable() < Sequence(2) {
         assert!(Instant::now() < deadline, "the log did not recover");
         std::thread::yield_now();
     }
+    assert_eq!(read(&log), numbers(1, 2));
+}
+
+/// Closing wrote what had been refused, and left what was queued behind it.
+#[test]
+fn w1_what_was_queued_when_the_disk_became_full_is_written_when_the_log_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (storage, log) = one_behind_another(dir.path());
+    storage.heal();
+    log.close().unwrap();
+    let (log, _) = open_on(&working(), dir.path(), quick());
     assert_eq!(read(&log), numbers(1, 2));
 }
 

@@ -1,0 +1,137 @@
+//! What the random histories have found, each once more by itself.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use daemoneye_lib::stream::Sequence;
+
+use super::super::storage::sim::{Armed, Fault, SimDisk, Which};
+use super::super::wait::block_on;
+use super::super::{Entry, NewRecord, SyncMode, WalError, WalOptions, WriteAheadLog};
+use super::expect::log_bytes;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn quick() -> WalOptions {
+    WalOptions { segment_bytes: 4096, commit_delay: Duration::ZERO, ..WalOptions::default() }
+}
+
+fn open(disk: &SimDisk, dir: &Path, options: WalOptions) -> WriteAheadLog {
+    WriteAheadLog::open_on(Arc::new(disk.clone()), dir, options).unwrap().0
+}
+
+fn append(log: &WriteAheadLog, byte: u8, len: usize) -> Result<Sequence, WalError> {
+    let record = NewRecord { kind: 1, timestamp_ns: 0, payload: &vec![byte; len] };
+    log.append_blocking(&[record]).map(|receipt| receipt.sequence)
+}
+
+/// The first byte of every record.
+fn read(log: &WriteAheadLog) -> Vec<u8> {
+    let mut reader = log.reader(Sequence::FIRST);
+    let mut bytes = Vec::new();
+    loop {
+        let batch = reader.next_batch(1 << 20).unwrap();
+        if batch.is_empty() {
+            return bytes;
+        }
+        bytes.extend(batch.into_iter().map(|entry| match entry {
+            Entry::Record(record) => record.payload[0],
+            lost @ Entry::Lost { .. } => panic!("{lost:?}"),
+        }));
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < Duration::from_secs(20), "{what}");
+        thread::yield_now();
+    }
+}
+
+fn fail(disk: &SimDisk, which: Which, after: u32) {
+    disk.arm(Armed { which, after, fault: Fault::Error(ErrorKind::Other) });
+}
+
+/// What was acknowledged went with the next commit, for which there was no room: never.
+#[test]
+fn w9_a_log_opened_beyond_its_budget_gets_its_room_back() {
+    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+    let log = open(&disk, dir.path(), quick());
+    for n in 0..60 {
+        append(&log, n, 500).unwrap();
+    }
+    log.retain_from(Sequence::FIRST);
+    log.acknowledge(log.last()).unwrap();
+    log.close().unwrap();
+
+    let log = open(&disk, dir.path(), WalOptions { disk_budget_bytes: 16 << 10, ..quick() });
+    let refused = append(&log, 60, 500);
+    assert!(matches!(refused, Err(WalError::BudgetSpent { .. })), "{refused:?}");
+    until("room comes back", || append(&log, 60, 500).is_ok());
+}
+
+/// A prepared segment stayed while records were refused for want of the room that it took.
+#[test]
+fn w9_what_is_prepared_makes_room_for_records() {
+    const BUDGET: u64 = 20 << 10;
+    // The block in reserve, headers and control records.
+    const BESIDE: u64 = 4096 + 8 * 400;
+    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+    let log = open(&disk, dir.path(), WalOptions { disk_budget_bytes: BUDGET, ..quick() });
+    for round in 0..6 {
+        let mut taken = 0;
+        while append(&log, round, 700 + 300 * usize::from(round)).is_ok() {
+            taken += 1;
+        }
+        assert!(taken > 3, "{taken} in round {round}");
+        until("within the budget", || log_bytes(&disk, dir.path()) <= BUDGET + BESIDE);
+        log.acknowledge(log.last()).unwrap();
+        block_on(log.flush()).unwrap();
+        until("room comes back", || log.stats().used_bytes < 6000);
+    }
+}
+
+/// In the mode that leaves syncing to the system, what could not be synced was passed over.
+#[test]
+fn w8_a_failed_late_sync_is_made_good() {
+    for sync in [SyncMode::Os, SyncMode::Interval { every: HOUR, bytes: 1 << 20 }] {
+        let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+        let log = open(&disk, dir.path(), WalOptions { sync, ..quick() });
+        for n in 0..5 {
+            append(&log, n, 100).unwrap();
+        }
+        fail(&disk, Which::Sync, 0);
+        assert_eq!(block_on(log.flush()).unwrap(), Sequence(5));
+        let then = disk.snapshot();
+        log.close().unwrap();
+        for luck in 0..12 {
+            let after = then.snapshot();
+            after.power_cut(luck);
+            let log = open(&after, dir.path(), quick());
+            assert_eq!(read(&log), [0, 1, 2, 3, 4], "{sync:?}, {luck}");
+        }
+    }
+}
+
+/// Records of the old stream that were not yet synced were written again into the new one.
+#[test]
+fn w6_a_new_stream_is_not_followed_by_the_old_ones_records() {
+    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+    let sync = SyncMode::Interval { every: HOUR, bytes: 1 << 20 };
+    let log = open(&disk, dir.path(), WalOptions { sync, ..quick() });
+    for n in 0..3 {
+        append(&log, n, 100).unwrap();
+    }
+    block_on(log.begin_stream(None)).unwrap();
+    append(&log, 3, 100).unwrap();
+    // Syncing fails, and writing it again in place.
+    fail(&disk, Which::Sync, 0);
+    fail(&disk, Which::Sync, 1);
+    assert_eq!(block_on(log.flush()).unwrap(), Sequence(4));
+    log.close().unwrap();
+    assert_eq!(read(&open(&disk, dir.path(), quick())), [0, 1, 2, 3]);
+}
