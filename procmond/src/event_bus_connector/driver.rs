@@ -181,8 +181,10 @@ impl Driver {
 
     /// Waits for the next thing to happen. Cancel-safe, because its parts are.
     async fn happens(&mut self) -> Happened {
-        let next_durable = self.shared.log.last_durable().next();
-        let undurable = self.shared.tail.last() >= next_durable;
+        // After what the machine knows of, not after what is durable by now: that would be waited
+        // for no more, and told with the next thing that happens only.
+        let next_durable = self.machine.log_last().next();
+        let undurable = self.replacing.is_none() && self.shared.tail.last() >= next_durable;
         let (durable, retry_at) = match self.log_wait {
             LogWait::Durable if undurable => (Some(self.shared.log.durable(next_durable)), None),
             LogWait::RetryAt(at) => (None, Some(at)),
@@ -478,5 +480,43 @@ fn position_of(log: &WriteAheadLog) -> LogPosition {
         watermark: log.watermark(),
         last: log.last_durable(),
         backlog_bytes: log.unacknowledged_bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use daemoneye_eventbus::{ClientOptions, Role};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::wal::WalOptions;
+
+    /// A record that became durable between a look and the wait for more was waited for no more,
+    /// and delivered with the next thing that happened, if anything did.
+    #[tokio::test]
+    async fn d1_what_becomes_durable_before_it_is_waited_for_is_not_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = WalOptions { commit_delay: Duration::ZERO, ..WalOptions::default() };
+        let (log, _) = WriteAheadLog::open(dir.path(), options).unwrap();
+        let options = ConnectorOptions {
+            socket: dir.path().join("nobody"),
+            client: ClientOptions::new("procmond", Role::Collector),
+            window_bytes_max: ConnectorOptions::WINDOW_BYTES_MAX,
+            topic_of: |_| "events.process.start".parse().unwrap(),
+        };
+        let shared = Arc::new(Shared::new(log.clone(), options.window_bytes_max));
+        let (signals, _signals) = mpsc::channel(1);
+        let (clients, _clients) = watch::channel(None);
+        let (_drains, drains) = mpsc::channel(1);
+        let mut driver = Driver::new(Arc::clone(&shared), options, signals, clients, drains);
+
+        shared.tail.submit(&log, 1, 0, Bytes::from_static(b"a record")).unwrap();
+        assert!(matches!(driver.happens().await, Happened::Submitted));
+        log.flush().await.unwrap();
+        let happened = timeout(Duration::from_secs(20), driver.happens()).await;
+        assert!(matches!(happened, Ok(Happened::Durable(Ok(_)))));
     }
 }
