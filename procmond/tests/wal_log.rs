@@ -69,12 +69,19 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
 
 /// What a crash leaves: the files as they are, without the lock and without a clean close.
 fn crash_copy(dir: &Path) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(dir).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    loop {
+        let copy = tempfile::tempdir().unwrap();
+        let copied = fs::read_dir(dir).unwrap().try_for_each(|entry| {
+            let entry = entry?;
+            fs::copy(entry.path(), copy.path().join(entry.file_name())).map(drop)
+        });
+        match copied {
+            Ok(()) => return copy,
+            // The log was just removing what it needs no more: a crash comes at one moment.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => panic!("{error}"),
+        }
     }
-    copy
 }
 
 /// Waits for what the writer does after it has told everybody.
