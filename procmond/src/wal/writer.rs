@@ -645,14 +645,13 @@ impl Writer {
         };
         let active = self.begin_segment(label, spare).map_err(Failure::from)?;
         let left = std::mem::replace(&mut self.active, active);
+        // What failed may stand there.
+        let left_bytes = if self.abandoned { left.file.len().ok() } else { None };
         {
             let mut state = self.shared.lock();
             if let Some(entry) = state.segments.back_mut() {
                 entry.last = entry.last.min(label.first.prev());
-                if self.abandoned {
-                    // What failed may stand there.
-                    entry.file_bytes = left.file.len().unwrap_or(entry.file_bytes);
-                }
+                entry.file_bytes = left_bytes.unwrap_or(entry.file_bytes);
             }
             state.segments.push_back(self.active.entry());
             // Nobody may see the segment left out of what is used.
