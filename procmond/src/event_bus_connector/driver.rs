@@ -499,7 +499,9 @@ mod tests {
     #[tokio::test]
     async fn d1_what_becomes_durable_before_it_is_waited_for_is_not_passed_over() {
         let dir = tempfile::tempdir().unwrap();
-        let options = WalOptions { commit_delay: Duration::ZERO, ..WalOptions::default() };
+        // Nothing is durable before it is flushed.
+        let commit_delay = Duration::from_secs(3600);
+        let options = WalOptions { commit_delay, ..WalOptions::default() };
         let (log, _) = WriteAheadLog::open(dir.path(), options).unwrap();
         let options = ConnectorOptions {
             socket: dir.path().join("nobody"),
