@@ -266,12 +266,9 @@ pub(crate) fn prune(
         if !expired && !too_much {
             continue;
         }
-        match storage.unlink(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(WalError::io("remove the archive", &path, error));
-            }
-            _ => {}
-        }
+        storage
+            .remove(&path)
+            .map_err(|source| WalError::io("remove the archive", &path, source))?;
         total -= bytes;
         pruned.archives += 1;
         pruned.bytes += bytes;

@@ -251,10 +251,7 @@ impl Keeper {
     /// Removes what was prepared for nothing, as far as possible: the next opening removes the rest.
     fn clear(&self) {
         let mut leftovers = std::mem::take(&mut self.desk.lock().leftovers);
-        leftovers.retain(|path| {
-            let removed = self.storage.unlink(path);
-            removed.is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
-        });
+        leftovers.retain(|path| self.storage.remove(path).is_err());
         self.desk.lock().leftovers.append(&mut leftovers);
     }
 
@@ -289,12 +286,9 @@ impl Keeper {
         };
         let kept = recycled.is_some();
         if !kept {
-            match self.storage.unlink(&segment.path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(WalError::io("delete the segment", &segment.path, source));
-                }
-                _ => {}
-            }
+            self.storage
+                .remove(&segment.path)
+                .map_err(|source| WalError::io("delete the segment", &segment.path, source))?;
         }
         // Until this is durable the file may come back under its old name, as a segment.
         let gone = self.sync_dir();

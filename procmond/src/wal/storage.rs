@@ -22,6 +22,13 @@ pub(crate) trait Storage: Send + Sync + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file. Durable only after [`Storage::sync_dir`].
     fn unlink(&self, path: &Path) -> io::Result<()>;
+    /// Removes a file if it is there. Durable only after [`Storage::sync_dir`].
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match self.unlink(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
     /// The names of the files in a directory; those that are not UTF-8 are not ours and left out.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Makes creations, renames and removals in a directory durable.

@@ -246,10 +246,7 @@ impl Straight<'_> {
 /// Creates a file for a copy. Whatever has its name goes before: were it a link, the copy would be
 /// written to where that leads.
 pub(crate) fn create_anew(storage: &dyn Storage, path: &Path) -> io::Result<Box<dyn StorageFile>> {
-    match storage.unlink(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    storage.remove(path)?;
     storage.create(path)
 }
 

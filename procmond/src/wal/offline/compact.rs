@@ -1,7 +1,6 @@
 //! Making a log as small as it can be: without what is committed, and without what files hold
 //! behind their records.
 
-use std::io;
 use std::path::Path;
 
 use daemoneye_lib::stream::Sequence;
@@ -74,12 +73,9 @@ pub fn compact(dir: &Path, progress: &Progress) -> Result<Compaction, WalError> 
         .count();
     // From the front, as the log itself does it: what a crash leaves is a log.
     for (found, ..) in segments.drain(..committed) {
-        match storage.unlink(&found.path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(WalError::io("delete the segment", &found.path, source));
-            }
-            _ => {}
-        }
+        storage
+            .remove(&found.path)
+            .map_err(|source| WalError::io("delete the segment", &found.path, source))?;
         rewrite::sync_dir(storage, dir)?;
     }
     let (mut rewritten, mut bytes_after) = (0, 0);
