@@ -7,7 +7,6 @@
 //! leaves wholly the one stream or wholly the other.
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -82,7 +81,9 @@ impl Writer {
             }
         }
         ready.into_iter().for_each(Waker::wake);
-        self.delete_replaced(replaced);
+        if let Err(error) = self.delete(replaced) {
+            tracing::warn!(%error, "replaced segments are deleted later");
+        }
         unclear
     }
 
@@ -93,18 +94,12 @@ impl Writer {
         let (leftovers, rest): (Vec<_>, Vec<_>) =
             retired.into_iter().partition(|segment| segment.key.is_none());
         rest.into_iter().for_each(|segment| self.desk.retire(segment));
-        let mut result = Ok(());
-        for segment in leftovers {
-            let deleted = self.delete(&segment);
-            if deleted.is_err() {
-                self.desk.retire(segment);
-                result = result.and(deleted);
-            } else {
-                let mut state = self.shared.lock();
-                state.retired_bytes = state.retired_bytes.saturating_sub(segment.disk_bytes());
-            }
+        {
+            let mut state = self.shared.lock();
+            let bytes: u64 = leftovers.iter().map(Segment::disk_bytes).sum();
+            state.retired_bytes = state.retired_bytes.saturating_sub(bytes);
         }
-        result
+        self.delete(leftovers)
     }
 
     /// Writes the new stream and makes it the directory's. The old one is untouched on an error.
@@ -147,27 +142,30 @@ impl Writer {
         Ok(copy.segments)
     }
 
-    /// What cannot be deleted now is left to the keeper, and to the next opening.
-    fn delete_replaced(&self, segments: VecDeque<Segment>) {
-        for segment in segments {
-            if let Err(error) = self.delete(&segment) {
-                tracing::warn!(%error, "a replaced segment is deleted later");
-                self.shared.lock().retired_bytes += segment.disk_bytes();
-                self.desk.retire(Segment { key: None, ..segment });
+    /// Deletes segments of streams that have ended. What cannot be deleted now is left to the
+    /// keeper, and to the next opening.
+    fn delete(&self, segments: impl IntoIterator<Item = Segment>) -> Result<(), WalError> {
+        let mut result = Ok(());
+        let (gone, mut left): (Vec<_>, Vec<_>) = segments.into_iter().partition(|segment| {
+            let removed = self.storage.remove(&segment.path);
+            if let Err(source) = removed {
+                result = Err(WalError::io("delete the segment", &segment.path, source));
+                return false;
+            }
+            true
+        });
+        if !gone.is_empty() {
+            let dir = &self.shared.dir;
+            if let Err(source) = self.storage.sync_dir(dir) {
+                result = result.and(Err(WalError::io("sync", dir, source)));
+                left.extend(gone);
             }
         }
-    }
-
-    fn delete(&self, segment: &Segment) -> Result<(), WalError> {
-        let Segment { path, .. } = segment;
-        match self.storage.unlink(path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(WalError::io("delete the segment", path, source));
-            }
-            _ => {}
+        for segment in left {
+            self.shared.lock().retired_bytes += segment.disk_bytes();
+            self.desk.retire(Segment { key: None, ..segment });
         }
-        let dir = &self.shared.dir;
-        self.storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))
+        result
     }
 }
 
