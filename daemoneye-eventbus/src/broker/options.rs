@@ -13,7 +13,8 @@ pub struct BrokerOptions {
     pub socket: PathBuf,
     /// Durable consumers that must be attached before any publisher is let in. None by default.
     pub required_consumers: Vec<String>,
-    /// Payload bytes a publisher may have unacknowledged. 4 MiB by default.
+    /// Bytes of entries, their headers included, that a publisher may have unacknowledged. 4 MiB
+    /// by default.
     pub credit_bytes: u64,
     /// Bytes delivered to a durable consumer and not committed, per stream. 1 MiB by default; one
     /// delivery may exceed it.

@@ -58,7 +58,7 @@ pub struct StreamStats {
     pub last: Sequence,
     /// The last sequence acknowledged.
     pub acked: Sequence,
-    /// Payload bytes held for durable consumers.
+    /// Bytes of entries held for durable consumers.
     pub retained_bytes: u64,
     /// Events taken, duplicates apart.
     pub events_total: u64,

@@ -19,9 +19,9 @@ const PUBLISH_HEAD_BYTES: usize = 28;
 /// The publishing side of a connection.
 ///
 /// What has been published stays the publisher's to keep until it is acknowledged. At most
-/// [`credit_bytes`](Self::credit_bytes) of payload may be unacknowledged (a single batch may
-/// exceed that when nothing else is); the broker ends the connection of a publisher that sends
-/// more.
+/// [`credit_bytes`](Self::credit_bytes) of entries may be unacknowledged, each counted as its
+/// payload and [`ENTRY_HEADER_BYTES`] (a single batch may exceed that when nothing else is); the
+/// broker ends the connection of a publisher that sends more.
 #[derive(Debug)]
 pub struct Publisher {
     handle: Arc<Handle>,
@@ -54,7 +54,7 @@ impl Publisher {
         &self.welcome.positions
     }
 
-    /// Payload bytes that may be unacknowledged.
+    /// Bytes of entries, headers included, that may be unacknowledged.
     #[must_use]
     pub fn credit_bytes(&self) -> u64 {
         self.welcome.credit_bytes

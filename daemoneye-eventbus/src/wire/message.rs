@@ -184,7 +184,7 @@ pub struct Welcome {
     pub version: u16,
     /// The number of this connection; replies are awaited at `reply.<number>`.
     pub connection: u64,
-    /// Unacknowledged payload bytes a publisher may have outstanding.
+    /// Unacknowledged bytes of entries, headers included, a publisher may have outstanding.
     pub credit_bytes: u64,
     /// The longest frame body the broker takes.
     pub frame_bytes_max: u32,

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use daemoneye_eventbus::wire::ENTRY_HEADER_BYTES;
 use daemoneye_eventbus::{Batch, Entry, Topic};
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
@@ -23,6 +24,11 @@ impl Record {
     fn bytes(&self) -> u64 {
         self.payload.len() as u64
     }
+
+    /// What it counts against the broker's credit: a record without payload is not free.
+    fn credit(&self) -> u64 {
+        self.bytes() + ENTRY_HEADER_BYTES as u64
+    }
 }
 
 /// Unacknowledged records in order, without holes, at most `bytes_max` of payload.
@@ -36,9 +42,9 @@ pub(super) struct Window {
     records: VecDeque<Record>,
     /// Everything up to here has been acknowledged.
     acked: Sequence,
-    /// How many records from the front have been sent in this session, and their payload bytes.
+    /// How many records from the front have been sent in this session, and the credit they take.
     sent_records: usize,
-    sent_bytes: u64,
+    sent_credit: u64,
 }
 
 impl Window {
@@ -49,7 +55,7 @@ impl Window {
             records: VecDeque::new(),
             acked,
             sent_records: 0,
-            sent_bytes: 0,
+            sent_credit: 0,
         }
     }
 
@@ -100,7 +106,7 @@ impl Window {
             self.bytes -= record.bytes();
             if self.sent_records > 0 {
                 self.sent_records -= 1;
-                self.sent_bytes -= record.bytes();
+                self.sent_credit -= record.credit();
             }
         }
         // A position inside a gap record's span cannot be resumed at: the gap is sent again whole,
@@ -118,7 +124,7 @@ impl Window {
     /// Nothing has been sent in the session that begins now.
     pub(super) fn rewind(&mut self) {
         self.sent_records = 0;
-        self.sent_bytes = 0;
+        self.sent_credit = 0;
     }
 
     /// The next records to send: of one epoch, at most `records_max` of them and, but for the
@@ -133,20 +139,21 @@ impl Window {
         let epoch = first.epoch;
         let after = self.sent_through();
         let mut bytes = 0;
+        let mut in_flight = self.sent_credit;
         let mut batch = Vec::new();
         for record in self.records.iter().skip(self.sent_records).take(records_max) {
-            let in_flight = self.sent_bytes + bytes;
             // With nothing in flight one record may go whatever its size, or it never would.
-            let over_credit = in_flight + record.bytes() > credit_bytes && in_flight > 0;
+            let over_credit = in_flight + record.credit() > credit_bytes && in_flight > 0;
             let over_batch = bytes + record.bytes() > bytes_max && !batch.is_empty();
             if record.epoch != epoch || over_credit || over_batch {
                 break;
             }
             bytes += record.bytes();
+            in_flight += record.credit();
             batch.push(record.clone());
         }
         self.sent_records += batch.len();
-        self.sent_bytes += bytes;
+        self.sent_credit = in_flight;
         (!batch.is_empty()).then_some(Unsent { epoch, after, records: batch })
     }
 }
@@ -227,10 +234,10 @@ pub(super) mod tests {
         }
         assert_eq!(sequences(window.take_unsent(1000, 3, 1000)), [1, 2, 3], "records a batch");
         assert_eq!(sequences(window.take_unsent(1000, 9, 1000)), [4], "one epoch a batch");
-        assert_eq!(sequences(window.take_unsent(50, 9, 1000)), [5], "credit");
-        assert_eq!(window.take_unsent(50, 9, 1000), None);
+        assert_eq!(sequences(window.take_unsent(5 * 42, 9, 1000)), [5], "credit");
+        assert_eq!(window.take_unsent(5 * 42, 9, 1000), None);
         window.acknowledge(Sequence(1));
-        assert_eq!(sequences(window.take_unsent(50, 9, 1000)), [6], "credit comes back");
+        assert_eq!(sequences(window.take_unsent(5 * 42, 9, 1000)), [6], "credit comes back");
         window.rewind();
         let again = window.take_unsent(1000, 9, 25).expect("unsent records");
         assert_eq!((again.after, again.epoch), (Sequence(1), first));

@@ -13,7 +13,7 @@ use crate::event::{Ack, AckLevel};
 use crate::queue::{self, Run};
 use crate::rights;
 use crate::topic::Topic;
-use crate::wire::{ALIAS_AT, ALIASES_MAX, Entries, EntryHeader, Publish, RefusalCode};
+use crate::wire::{ALIAS_AT, ALIASES_MAX, EntryHeader, Publish, RefusalCode};
 
 impl Core {
     pub(super) fn declare(&mut self, id: ConnId, alias: u16, topic: &Topic) -> Result<(), Refusal> {
@@ -121,10 +121,10 @@ impl Core {
             return Ok(());
         }
         let credit = self.limits.credit_bytes;
-        if stream.retained_bytes > 0 && stream.retained_bytes + chunk.payload_bytes > credit {
+        if stream.retained_bytes > 0 && stream.retained_bytes + chunk.bytes() > credit {
             return refuse(
                 RefusalCode::Credit,
-                format!("more than {credit} payload bytes are unacknowledged"),
+                format!("more than {credit} bytes of entries are unacknowledged"),
             );
         }
         stream.received = Some((chunk.through, chunk.epoch));
@@ -209,7 +209,6 @@ fn check_batch(publish: Publish, aliases: &[Option<u16>]) -> Result<Chunk, Refus
     let mut at = 0;
     let mut previous = after;
     let mut found = 0_u32;
-    let mut payload_bytes = 0;
     let mut topics: Option<BatchTopics> = None;
     let mut last_alias = None;
     while at < entries.len() {
@@ -237,7 +236,6 @@ fn check_batch(publish: Publish, aliases: &[Option<u16>]) -> Result<Chunk, Refus
             }
         }
         previous = header.sequence;
-        payload_bytes += u64::from(header.payload_bytes);
         found += 1;
         at += header.entry_bytes();
     }
@@ -254,14 +252,14 @@ fn check_batch(publish: Publish, aliases: &[Option<u16>]) -> Result<Chunk, Refus
         );
     }
     let entries = queue::detached(entries.freeze());
-    Ok(Chunk { epoch, after, through, count, payload_bytes, topics, entries })
+    Ok(Chunk { epoch, after, through, count, topics, entries })
 }
 
 /// What of `chunk` lies after `received`. An entry that stands for sequences on both sides stays,
 /// shortened.
 fn skip_duplicates(mut chunk: Chunk, received: Sequence) -> Chunk {
     if chunk.through <= received {
-        return Chunk { count: 0, payload_bytes: 0, entries: Bytes::new(), ..chunk };
+        return Chunk { count: 0, entries: Bytes::new(), ..chunk };
     }
     let wanted = {
         let mut all = TopicSet::default();
@@ -269,7 +267,6 @@ fn skip_duplicates(mut chunk: Chunk, received: Sequence) -> Chunk {
         all
     };
     let part = chunk.part(received, &wanted);
-    let mut payload_bytes = 0;
     let mut entries = part.entries;
     if let Ok(first) = EntryHeader::read(&entries)
         && first.after() < received
@@ -279,12 +276,8 @@ fn skip_duplicates(mut chunk: Chunk, received: Sequence) -> Chunk {
         shortened[8..16].copy_from_slice(&span.to_le_bytes());
         entries = shortened.freeze();
     }
-    for (header, _) in Entries::new(&entries).flatten() {
-        payload_bytes += u64::from(header.payload_bytes);
-    }
     chunk.after = received;
     chunk.count = part.count;
-    chunk.payload_bytes = payload_bytes;
     chunk.entries = entries;
     chunk
 }

@@ -17,7 +17,6 @@ pub(crate) struct Chunk {
     pub(crate) after: Sequence,
     pub(crate) through: Sequence,
     pub(crate) count: u32,
-    pub(crate) payload_bytes: u64,
     pub(crate) topics: BatchTopics,
     pub(crate) entries: Bytes,
 }
@@ -62,6 +61,11 @@ impl Chunk {
         Part { count, entries: kept.freeze() }
     }
 
+    /// What it counts against the credit.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
     /// Forgets the entries up to and including `through`.
     fn trim(&mut self, through: Sequence) {
         while let Ok(header) = EntryHeader::read(&self.entries) {
@@ -70,7 +74,6 @@ impl Chunk {
             }
             self.entries.advance(header.entry_bytes());
             self.count -= 1;
-            self.payload_bytes -= u64::from(header.payload_bytes);
             self.after = header.sequence;
         }
     }
@@ -92,7 +95,7 @@ pub(crate) struct Stream {
     pub(crate) acked: Sequence,
     /// The topics published on it so far.
     pub(crate) topics: Vec<u16>,
-    /// Payload bytes held.
+    /// Bytes of entries held.
     pub(crate) retained_bytes: u64,
     /// Entries taken, duplicates apart.
     pub(crate) entries_total: u64,
@@ -131,7 +134,7 @@ impl Stream {
             self.chunks.back().is_none_or(|last| last.through <= chunk.after),
             "chunks are in order and do not overlap"
         );
-        self.retained_bytes += chunk.payload_bytes;
+        self.retained_bytes += chunk.bytes();
         self.chunks.push_back(chunk);
     }
 
@@ -145,13 +148,13 @@ impl Stream {
         while let Some(front) = self.chunks.front_mut() {
             if front.through > through {
                 if front.after < through {
-                    let before = front.payload_bytes;
+                    let before = front.bytes();
                     front.trim(through);
-                    self.retained_bytes -= before - front.payload_bytes;
+                    self.retained_bytes -= before - front.bytes();
                 }
                 break;
             }
-            self.retained_bytes -= front.payload_bytes;
+            self.retained_bytes -= front.bytes();
             self.chunks.pop_front();
         }
         true

@@ -64,7 +64,7 @@ impl Bench {
             0 => Vec::new(),
             _ => vec![Held { sequence: committed, theirs, ours }],
         };
-        self.step(Input::Welcomed { committed, held, credit_bytes: 400 })
+        self.step(Input::Welcomed { committed, held, credit_bytes: 4 * 132 })
     }
 
     /// The log answers a read with records of `bytes` each, as many as `bytes_max` allows.
