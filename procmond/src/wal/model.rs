@@ -86,7 +86,8 @@ fn w1_to_w9_hold_after_every_crash_of_random_histories() {
     let wrong = Mutex::new(Vec::new());
     let since = Instant::now();
     thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
+        // Most of a history is waiting: for delays, and for what is tried again after a failure.
+        for _ in 0..8 * thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
                 loop {
                     let nth = next.fetch_add(1, Ordering::Relaxed);

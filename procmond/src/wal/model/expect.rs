@@ -99,6 +99,9 @@ pub(super) enum Lie {
 pub(super) struct Expect {
     pub(super) stream: Option<StreamId>,
     pub(super) next_stream: Option<NextStream>,
+    /// The stream that this one has replaced: a disk that lied about the name of the new one's first
+    /// segment brings it back.
+    replaced: Option<Box<Self>>,
     /// What was submitted: record n is at n - 1.
     pub(super) records: Vec<Known>,
     /// Everything up to here has a receipt, and survives the process.
@@ -126,6 +129,7 @@ impl Expect {
         let Some(next) = self.next_stream.take() else {
             return Err(format!("W6: stream {stream} appeared from nowhere"));
         };
+        self.replaced = self.stream.is_some().then(|| Box::new(self.clone()));
         self.stream = Some(stream);
         self.records = next.records;
         self.records.iter_mut().for_each(|record| record.epoch = epoch);
@@ -161,6 +165,19 @@ impl Expect {
             self.lies.push(Lie::About { after, upto, watermark: self.watermark_min });
         }
         self.receipted = self.synced;
+        if let Some(replaced) = &mut self.replaced {
+            replaced.cut(sync);
+        }
+    }
+
+    /// A stream that this one, or one before it, has replaced.
+    fn take_replaced(&mut self, stream: StreamId) -> Option<Self> {
+        let mut replaced = self.replaced.take()?;
+        if replaced.stream == Some(stream) {
+            Some(*replaced)
+        } else {
+            replaced.take_replaced(stream)
+        }
     }
 
     /// Checks a log that has just been opened, and knows from then on what it holds.
@@ -188,8 +205,9 @@ impl Expect {
             }
             Some(old) => {
                 must!(deep, "W1: stream {old} is gone, and {stream} in its place");
-                let lies = self.lies.clone();
-                *self = Self { lies, foreign: self.foreign, ..Self::default() };
+                let (lies, foreign) = (std::mem::take(&mut self.lies), self.foreign);
+                let before = self.take_replaced(stream).unwrap_or_default();
+                *self = Self { lies, foreign, next_stream: None, ..before };
             }
         }
         self.stream = Some(stream);
@@ -252,6 +270,7 @@ impl Expect {
         // Until the power goes the system knows what its disk does not.
         if after_power_cut {
             self.lies.clear();
+            self.replaced = None;
         }
         self.read(log, 1, 1000)?;
         self.read(log, watermark + 1, 1 << 20)

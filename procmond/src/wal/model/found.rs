@@ -12,6 +12,8 @@ use super::super::storage::sim::{Armed, Fault, SimDisk, Which};
 use super::super::wait::block_on;
 use super::super::{Entry, NewRecord, SyncMode, WalError, WalOptions, WriteAheadLog};
 use super::expect::log_bytes;
+use super::history::{Action, How};
+use super::run::Run;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -134,4 +136,28 @@ fn w6_a_new_stream_is_not_followed_by_the_old_ones_records() {
     assert_eq!(block_on(log.flush()).unwrap(), Sequence(4));
     log.close().unwrap();
     assert_eq!(read(&open(&disk, dir.path(), quick())), [0, 1, 2, 3]);
+}
+
+/// A disk that lied about the name of a new stream's first segment has the old stream again after
+/// a power cut, and that stream's records are what they were. The model took them for lost.
+#[test]
+fn w4_a_stream_that_a_lying_disk_brings_back_is_as_it_was() {
+    let mut brought_back = 0;
+    for (seed, lasts) in (0..6).flat_map(|seed| (0..24).map(move |lasts| (seed, lasts))) {
+        let mut run = Run::new(quick(), seed);
+        run.open(false).unwrap();
+        run.act(&Action::Append(vec![500; 20], How::Each)).unwrap();
+        run.act(&Action::Acknowledge(20)).unwrap();
+        run.act(&Action::Flush).unwrap();
+        let old = run.stream();
+        // The first makes the temporary names durable, the second the first segment's own.
+        run.arm(Armed { which: Which::SyncDir, after: 1, fault: Fault::Lie });
+        run.arm(Armed { which: Which::Change, after: lasts, fault: Fault::PowerCut });
+        run.new_stream(true).unwrap();
+        let begun = run.stream() != old;
+        run.act(&Action::PowerCut).unwrap();
+        brought_back += u32::from(begun && run.stream() == old);
+        run.act(&Action::Reopen).unwrap();
+    }
+    assert!(brought_back > 0);
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use daemoneye_lib::stream::Sequence;
+use daemoneye_lib::stream::{Sequence, StreamId};
 
 use super::super::state::Shared;
 use super::super::storage::faulty::Op;
@@ -17,7 +17,7 @@ use super::expect::{Checked, Expect, Known, Lie, NextStream, log_bytes, must, to
 use super::history::{Action, History, How};
 
 /// Longer than anything takes that is not stuck.
-const STUCK: Duration = Duration::from_secs(8);
+const STUCK: Duration = Duration::from_secs(30);
 /// What segments may take beyond the budget, each: headers and control records are not counted when
 /// a record is admitted.
 const OVER_BUDGET_BYTES: u64 = 400;
@@ -152,6 +152,10 @@ impl Run {
 
     fn state_of<T>(&self, see: impl FnOnce(&super::super::state::State) -> T) -> T {
         see(&self.log().inner.shared.lock())
+    }
+
+    pub(super) fn stream(&self) -> StreamId {
+        self.log().stream()
     }
 
     /// Lives a history to its end and checks every crash point of it.
@@ -449,7 +453,7 @@ impl Run {
         self.judge(self.log().acknowledge(Sequence(upto)))
     }
 
-    fn new_stream(&mut self, with_first: bool) -> Checked {
+    pub(super) fn new_stream(&mut self, with_first: bool) -> Checked {
         let log = self.log();
         let first = with_first.then(|| self.known(20));
         {
