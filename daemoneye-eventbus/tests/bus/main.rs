@@ -15,6 +15,8 @@ mod farewell;
 #[cfg(test)]
 mod hostile_peers;
 #[cfg(test)]
+mod look;
+#[cfg(test)]
 mod resume;
 #[cfg(test)]
 mod slow_live_subscriber;
