@@ -47,6 +47,7 @@
 //!
 //! The protocol is specified in `docs/bus-protocol.md`; its bytes are in [`wire`].
 
+mod blocks;
 mod broker;
 mod client;
 mod connection;

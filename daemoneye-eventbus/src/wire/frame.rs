@@ -1,12 +1,12 @@
 //! The frame header and the decoder that cuts a byte stream into frames.
 
-use std::collections::VecDeque;
 use std::io;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::WireError;
+use crate::blocks::Blocks;
 
 /// Every frame begins with: u32 length of the body, u8 kind, u8 flags, u16 reserved (0).
 pub const HEADER_BYTES: usize = 8;
@@ -20,9 +20,6 @@ pub const OPTIONAL: u8 = 1;
 /// somewhere.
 const BLOCK_BYTES_MIN: usize = 8 * 1024;
 const BLOCK_BYTES_MAX: usize = 256 * 1024;
-/// Blocks kept for reading into again once their frames are gone. Without them every block is
-/// returned to the system and faulted in anew, which costs more than copying its bytes.
-const BLOCKS_KEPT_MAX: usize = 3;
 
 /// A frame whose body has not been looked at.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,8 +38,8 @@ pub struct FrameDecoder {
     buffer: BytesMut,
     body_bytes_max: usize,
     block_bytes: usize,
-    /// Handles on earlier blocks.
-    kept: VecDeque<BytesMut>,
+    /// Earlier blocks, to be read into again.
+    blocks: Blocks,
 }
 
 impl FrameDecoder {
@@ -53,7 +50,7 @@ impl FrameDecoder {
             buffer: BytesMut::new(),
             body_bytes_max,
             block_bytes: BLOCK_BYTES_MIN,
-            kept: VecDeque::new(),
+            blocks: Blocks::default(),
         }
     }
 
@@ -72,9 +69,15 @@ impl FrameDecoder {
     /// The buffer to put bytes into, with room for some. The room grows with what has really
     /// arrived, never with what a header announces.
     pub fn buffer(&mut self) -> &mut BytesMut {
-        // A new block only when the old one is nearly used up: with a fresh one for every read, a
-        // trickle of small frames would pin a whole block each.
-        if self.buffer.capacity() - self.buffer.len() < self.block_bytes / 8 {
+        let unfinished = self.buffer.len();
+        let room = self.buffer.capacity() - unfinished;
+        // From the front of the block again if all of its frames are gone: that memory is in the
+        // caches. Else a new block only when this one is nearly used up: with a fresh one for every
+        // read, a trickle of small frames would pin a whole block each.
+        let nearly_full = room < self.block_bytes / 8;
+        let reclaimed = (unfinished == 0 || nearly_full)
+            && self.buffer.try_reclaim(self.block_bytes.saturating_sub(unfinished));
+        if nearly_full && !reclaimed {
             self.begin_block();
         }
         &mut self.buffer
@@ -84,19 +87,9 @@ impl FrameDecoder {
     fn begin_block(&mut self) {
         let unfinished = self.buffer.len();
         let block_bytes = self.block_bytes.max(2 * unfinished);
-        let free = self.kept.iter_mut().position(|block| block.try_reclaim(block_bytes));
-        let mut block = free
-            .and_then(|at| self.kept.remove(at))
-            .unwrap_or_else(|| BytesMut::with_capacity(block_bytes));
+        let mut block = self.blocks.take(block_bytes);
         block.extend_from_slice(&self.buffer);
-        let mut old = std::mem::replace(&mut self.buffer, block);
-        old.clear();
-        if old.capacity() > 0 {
-            self.kept.push_back(old);
-        }
-        if self.kept.len() > BLOCKS_KEPT_MAX {
-            self.kept.pop_front();
-        }
+        self.blocks.keep(std::mem::replace(&mut self.buffer, block));
     }
 
     /// Whether bytes of an unfinished frame are waiting for their rest.

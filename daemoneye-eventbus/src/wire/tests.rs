@@ -288,6 +288,46 @@ fn a_frame_arrives_whole_or_not_at_all() {
     assert_eq!(frames, expected);
 }
 
+/// The place where the next bytes go, which is in the processor's caches if it is the same again.
+fn place(decoder: &mut FrameDecoder) -> *const u8 {
+    decoder.buffer().spare_capacity_mut().as_ptr().cast()
+}
+
+#[test]
+fn a_block_is_read_into_from_its_front_again_once_its_frames_are_gone() {
+    let frame = encoded(&Frame::Ping { token: 7 });
+    let mut decoder = FrameDecoder::new(1024);
+    let front = place(&mut decoder);
+    for _ in 0..10_000 {
+        assert_eq!(place(&mut decoder), front);
+        decoder.buffer().extend_from_slice(&frame);
+        assert!(decoder.next_frame().unwrap().is_some());
+    }
+    // A frame that is kept stays as it is, and what follows goes elsewhere.
+    decoder.buffer().extend_from_slice(&frame);
+    let kept = decoder.next_frame().unwrap().unwrap();
+    assert_ne!(place(&mut decoder), front);
+    decoder.buffer().extend_from_slice(&[0xff; 16]);
+    assert_eq!(Frame::decode(kept).unwrap(), Some(Frame::Ping { token: 7 }));
+}
+
+#[test]
+fn blocks_that_are_used_up_are_used_again() {
+    let frame = encoded(&Frame::Ping { token: 7 });
+    let mut decoder = FrameDecoder::new(1024);
+    let mut places = std::collections::HashSet::new();
+    let mut kept = std::collections::VecDeque::new();
+    for _ in 0..10_000 {
+        decoder.buffer().extend_from_slice(&frame);
+        kept.push_back(decoder.next_frame().unwrap().unwrap());
+        if kept.len() > 700 {
+            kept.pop_front();
+        }
+        places.insert(place(&mut decoder) as usize / 65536);
+    }
+    assert!(places.len() <= 4, "always new memory: {places:?}");
+}
+
 #[test]
 fn an_announced_length_is_checked_before_memory_is_taken() {
     let mut decoder = FrameDecoder::new(1000);
