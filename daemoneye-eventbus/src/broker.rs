@@ -15,8 +15,7 @@ use tokio::task::JoinHandle;
 
 pub use self::options::BrokerOptions;
 pub use self::stats::{
-    BrokerStats, ConnectionStats, ConsumerStats, CursorStats, LiveStats, PublisherInfo,
-    StreamStats, Traffic,
+    BrokerStats, ConnectionStats, ConsumerStats, CursorStats, LiveStats, PublisherInfo, StreamStats,
 };
 
 use self::core::{Core, CoreLimits};

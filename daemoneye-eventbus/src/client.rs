@@ -1,6 +1,7 @@
 //! The client: one connection to a broker, and the handles on it.
 
 mod error;
+mod events;
 mod io;
 mod outbox;
 mod publisher;
@@ -19,6 +20,7 @@ use tokio::sync::{oneshot, watch};
 pub use self::error::{
     CloseReason, ConnectError, Disconnected, PublishError, RequestError, SendError, SubscribeError,
 };
+pub use self::events::{EventRef, Events, LiveBatch};
 pub use self::publisher::{Acks, Publisher};
 pub use self::subscription::{DurableSubscription, LiveSubscription};
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::topic::Topic;
 
@@ -158,10 +158,10 @@ pub enum AckLevel {
 }
 
 /// What a connection is allowed to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Subscribes, and may ask `control.health.status` and `control.broker.stats`.
+    /// Subscribes, and may ask `control.health.status`.
     Subscriber,
     /// Publishes `events.*`, registers, sends its own heartbeat and answers requests.
     Collector,

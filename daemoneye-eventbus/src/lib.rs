@@ -60,12 +60,12 @@ pub mod wire;
 
 pub use broker::{
     BindError, Broker, BrokerOptions, BrokerStats, ConnectionStats, ConsumerStats, CursorStats,
-    LiveStats, PublisherInfo, StreamStats, Traffic,
+    LiveStats, PublisherInfo, StreamStats,
 };
 pub use client::{
     Acks, Client, ClientOptions, CloseReason, ConnectError, Disconnected, DurableSubscription,
-    LiveOptions, LiveSubscription, PublishError, Publisher, RequestError, SendError,
-    SubscribeError,
+    EventRef, Events, LiveBatch, LiveOptions, LiveSubscription, PublishError, Publisher,
+    RequestError, SendError, SubscribeError,
 };
 pub use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 pub use event::{

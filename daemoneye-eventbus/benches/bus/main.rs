@@ -188,10 +188,12 @@ async fn subscriber(socket: &Path, load: Load) {
         tasks.push(tokio::spawn(async move {
             let mut received = 0;
             while received < load.messages {
-                match live.next().await.expect("the broker is there") {
-                    LiveItem::Event(event) => {
-                        received += 1;
-                        assert_eq!(event.origin.sequence.0, received);
+                match live.next_batch().await.expect("the broker is there") {
+                    LiveBatch::Events(events) => {
+                        for event in events.iter() {
+                            received += 1;
+                            assert_eq!(event.sequence.0, received);
+                        }
                     }
                     other => panic!("only events: {other:?}"),
                 }

@@ -8,12 +8,10 @@ use tokio::sync::Notify;
 
 use super::Handle;
 use super::error::Disconnected;
-use crate::event::{Committed, Delivered, Delivery, Entry, LiveItem, Message, Origin};
+use super::events::{Events, LiveBatch, Topics, topic};
+use crate::event::{Committed, Delivery, Entry, LiveItem, Message};
 use crate::queue::{LiveQueue, Popped, QueueLimits, Run};
-use crate::topic::Topic;
 use crate::wire::Frame;
-
-type Topics = Arc<Vec<Option<Topic>>>;
 
 /// Takes a subscription back when dropped.
 #[derive(Debug)]
@@ -107,55 +105,64 @@ impl LiveSink {
 pub struct LiveSubscription {
     _guard: Guard,
     sink: Arc<LiveSink>,
-    run: Option<(Run, Topics)>,
+    /// What [`Self::next`] has begun to take apart.
+    current: Option<Events>,
 }
 
 impl LiveSubscription {
     pub(super) fn new(handle: Arc<Handle>, number: u32, sink: Arc<LiveSink>) -> Self {
-        Self { _guard: Guard::new(handle, number), sink, run: None }
+        Self { _guard: Guard::new(handle, number), sink, current: None }
     }
 
     /// The next event, message or notice of missed ones; `None` once the connection has ended and
     /// everything received has been taken. Cancel-safe.
     pub async fn next(&mut self) -> Option<LiveItem> {
-        loop {
-            if let Some(item) = self.try_next() {
-                return Some(item);
-            }
-            if self.sink.state().closed {
-                // Something may have come between the two looks.
-                return self.try_next();
-            }
-            self.sink.filled.notified().await;
-        }
+        self.wait_for(Self::try_next).await
     }
 
     /// The next item, if one has been received already.
     pub fn try_next(&mut self) -> Option<LiveItem> {
         loop {
-            if let Some((run, topics)) = &mut self.run {
-                if let Some((header, payload)) = run.pop() {
-                    let topic = topics.get(usize::from(header.alias))?.clone()?;
-                    return Some(LiveItem::Event(Delivered {
-                        origin: Origin {
-                            stream: run.stream,
-                            epoch: run.epoch,
-                            sequence: header.sequence,
-                            span: header.span,
-                        },
-                        topic,
-                        timestamp_ns: header.timestamp_ns,
-                        payload,
-                    }));
-                }
-                self.run = None;
+            if let Some(event) = self.current.as_mut().and_then(Events::pop) {
+                return Some(LiveItem::Event(event));
             }
-            let mut state = self.sink.state();
-            match state.queue.pop()? {
-                Popped::Missed(count) => return Some(LiveItem::Missed { count }),
-                Popped::Message(message) => return Some(LiveItem::Message(message)),
-                Popped::Run(run) => self.run = Some((run, Arc::clone(&state.topics))),
+            match self.try_next_batch()? {
+                LiveBatch::Events(events) => self.current = Some(events),
+                LiveBatch::Message(message) => return Some(LiveItem::Message(message)),
+                LiveBatch::Missed { count } => return Some(LiveItem::Missed { count }),
             }
+        }
+    }
+
+    /// As [`Self::next`], but with all the events that came in one frame at once: several times
+    /// cheaper where many come. Cancel-safe.
+    pub async fn next_batch(&mut self) -> Option<LiveBatch> {
+        self.wait_for(Self::try_next_batch).await
+    }
+
+    /// As [`Self::try_next`], but with all the events that came in one frame at once.
+    pub fn try_next_batch(&mut self) -> Option<LiveBatch> {
+        if let Some(events) = self.current.take().filter(|events| !events.is_empty()) {
+            return Some(LiveBatch::Events(events));
+        }
+        let mut state = self.sink.state();
+        Some(match state.queue.pop()? {
+            Popped::Missed(count) => LiveBatch::Missed { count },
+            Popped::Message(message) => LiveBatch::Message(message),
+            Popped::Run(run) => LiveBatch::Events(Events::new(run, Arc::clone(&state.topics))),
+        })
+    }
+
+    async fn wait_for<T>(&mut self, take: impl Fn(&mut Self) -> Option<T>) -> Option<T> {
+        loop {
+            if let Some(taken) = take(self) {
+                return Some(taken);
+            }
+            if self.sink.state().closed {
+                // Something may have come between the two looks.
+                return take(self);
+            }
+            self.sink.filled.notified().await;
         }
     }
 }
@@ -235,7 +242,7 @@ impl DurableSubscription {
         let mut entries = Vec::with_capacity(run.count as usize);
         while let Some((header, payload)) = run.pop() {
             entries.push(Entry {
-                topic: topics.get(usize::from(header.alias))?.clone()?,
+                topic: topic(&topics, header.alias)?.clone(),
                 sequence: header.sequence,
                 span: header.span,
                 timestamp_ns: header.timestamp_ns,

@@ -15,7 +15,7 @@ mod farewell;
 #[cfg(test)]
 mod hostile_peers;
 #[cfg(test)]
-mod look;
+mod live_batches;
 #[cfg(test)]
 mod resume;
 #[cfg(test)]

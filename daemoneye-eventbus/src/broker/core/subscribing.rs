@@ -188,8 +188,7 @@ impl Core {
     pub(super) fn unsubscribe(&mut self, id: ConnId, number: u32) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         match conn.subscriptions.remove(&number) {
-            Some(Subscription::Live { queue, .. }) => {
-                self.missed_gone += queue.missed_total();
+            Some(Subscription::Live { .. }) => {
                 self.topics.unroute(|route| *route == (id, number));
             }
             Some(Subscription::Durable { name }) => self.detach(id, &name),
