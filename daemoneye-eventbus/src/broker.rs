@@ -15,7 +15,8 @@ use tokio::task::JoinHandle;
 
 pub use self::options::BrokerOptions;
 pub use self::stats::{
-    BrokerStats, ConnectionStats, ConsumerStats, CursorStats, LiveStats, PublisherInfo, StreamStats,
+    BrokerStats, ConnectionStats, ConsumerStats, CursorStats, LiveStats, PublisherInfo,
+    StreamStats, Traffic,
 };
 
 use self::core::{Core, CoreLimits};

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::topic::Topic;
 
@@ -158,10 +158,10 @@ pub enum AckLevel {
 }
 
 /// What a connection is allowed to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Subscribes, and may ask `control.health.status`.
+    /// Subscribes, and may ask `control.health.status` and `control.broker.stats`.
     Subscriber,
     /// Publishes `events.*`, registers, sends its own heartbeat and answers requests.
     Collector,

@@ -1,6 +1,8 @@
 //! Who may say what. The client checks before it sends, the broker on every message: the client's
 //! check gives a good error early, the broker's is the one that counts.
 
+use daemoneye_lib::topics;
+
 use crate::event::Role;
 use crate::topic::Topic;
 
@@ -21,8 +23,10 @@ pub(crate) fn may_send(role: Role, client_id: &str, topic: &Topic) -> Result<(),
         }
         Role::Collector => Err("a collector sends control.collector.registration, \
              control.health.heartbeat.<its own id> and replies; events are published with sequences"),
-        Role::Subscriber if topic == "control.health.status" => Ok(()),
-        Role::Subscriber => Err("a subscriber may only ask control.health.status"),
+        Role::Subscriber if matches!(topic, topics::HEALTH_STATUS | topics::BROKER_STATS) => Ok(()),
+        Role::Subscriber => {
+            Err("a subscriber may only ask control.health.status and control.broker.stats")
+        }
     }
 }
 
@@ -54,9 +58,11 @@ mod tests {
             (Collector, "control.collector.lifecycle", false),
             (Collector, "control.collector.me", false),
             (Collector, "control.health.status", false),
+            (Collector, "control.broker.stats", false),
             (Collector, "reply.7", true),
             (Collector, "events.process.start", false),
             (Subscriber, "control.health.status", true),
+            (Subscriber, "control.broker.stats", true),
             (Subscriber, "control.collector.lifecycle", false),
             (Subscriber, "control.collector.me", false),
             (Subscriber, "control.health.heartbeat.me", false),

@@ -24,6 +24,8 @@ pub const REGISTRATION: &str = "control.collector.registration";
 pub const HEARTBEATS: &str = "control.health.heartbeat.*";
 /// Requests to the agent for the health of everything.
 pub const HEALTH_STATUS: &str = "control.health.status";
+/// Requests to the broker for a look inside.
+pub const BROKER_STATS: &str = "control.broker.stats";
 
 /// The longest name a collector may have, in bytes.
 pub const COLLECTOR_ID_BYTES_MAX: usize = 64;

@@ -23,6 +23,7 @@ mod topics;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use daemoneye_lib::stream::StreamId;
 use tokio::sync::Notify;
@@ -32,8 +33,9 @@ use self::consumer::Consumer;
 pub(crate) use self::output::Output;
 use self::stream::Stream;
 use self::topics::Topics;
+use super::stats::Traffic;
 use crate::connection::Flow;
-use crate::wire::{Frame, GoodbyeCode, RawFrame, RefusalCode, Refused, WireError};
+use crate::wire::{Frame, GoodbyeCode, HEADER_BYTES, RawFrame, RefusalCode, Refused, WireError};
 
 /// A connection, numbered for the life of the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +64,16 @@ pub(crate) struct Core {
     streams: HashMap<StreamId, Stream>,
     consumers: BTreeMap<String, Consumer>,
     conns_total: u64,
+    /// When the broker began. Only told, never decided upon.
+    begun: Instant,
+    /// What has passed through connections that are gone.
+    traffic_gone: Traffic,
+    /// What live subscriptions that are gone had missed.
+    missed_gone: u64,
+    /// Connections refused.
+    refused: BTreeMap<RefusalCode, u64>,
+    /// Connections ended with a goodbye.
+    ended: BTreeMap<GoodbyeCode, u64>,
     /// Routes of the batch at hand; kept for its allocation.
     route: Vec<(ConnId, u32)>,
 }
@@ -93,6 +105,11 @@ impl Core {
             streams: HashMap::new(),
             consumers: BTreeMap::new(),
             conns_total: 0,
+            begun: Instant::now(),
+            traffic_gone: Traffic::default(),
+            missed_gone: 0,
+            refused: BTreeMap::new(),
+            ended: BTreeMap::new(),
             route: Vec::new(),
         }
     }
@@ -115,9 +132,14 @@ impl Core {
         let Some(conn) = self.conns.remove(&id) else { return };
         self.topics.unroute(|(conn, _)| *conn == id);
         for subscription in conn.subscriptions.values() {
-            if let Subscription::Durable { name } = subscription {
-                self.detach(id, name);
+            match subscription {
+                Subscription::Durable { name } => self.detach(id, name),
+                Subscription::Live { queue, .. } => self.missed_gone += queue.missed_total(),
             }
+        }
+        self.traffic_gone += conn.traffic;
+        if let Some(code) = conn.goodbye {
+            *self.ended.entry(code).or_default() += 1;
         }
         if let Some(stream) = conn.publishing.and_then(|stream| self.streams.get_mut(&stream))
             && stream.publisher == Some(id)
@@ -163,9 +185,12 @@ impl Core {
     /// A frame has arrived. Returns whether the connection goes on; if it does not, the reason is
     /// among its output.
     pub(crate) fn receive(&mut self, id: ConnId, raw: RawFrame) -> Flow {
-        if self.conns.get(&id).is_none_or(|conn| conn.closing == Some(Closing::Now)) {
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.closing != Some(Closing::Now))
+        else {
             return Flow::Close;
-        }
+        };
+        conn.traffic.frames_in_total += 1;
+        conn.traffic.bytes_in_total += (HEADER_BYTES + raw.body.len()) as u64;
         let handled = match Frame::decode(raw) {
             Ok(Some(frame)) => self.handle(id, frame),
             Ok(None) => Ok(()),
@@ -178,6 +203,11 @@ impl Core {
             Some(conn) if conn.closing != Some(Closing::Now) => Flow::Open,
             _ => Flow::Close,
         }
+    }
+
+    /// A connection is refused.
+    pub(crate) fn count_refusal(&mut self, code: RefusalCode) {
+        *self.refused.entry(code).or_default() += 1;
     }
 
     fn refuse_conn(&mut self, id: ConnId, refusal: Refusal) {
@@ -195,6 +225,7 @@ impl Core {
             retry: refusal.retry,
             reason: refusal.reason,
         }));
+        self.count_refusal(refusal.code);
     }
 
     fn handle(&mut self, id: ConnId, frame: Frame) -> Result<(), Refusal> {

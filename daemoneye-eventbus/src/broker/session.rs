@@ -46,6 +46,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, stream: Stream) {
     };
     let (code, retry, reason) = refusal;
     tracing::warn!(?code, "connection refused: {reason}");
+    shared.core().count_refusal(code);
     let mut frame = BytesMut::new();
     Frame::Refused(Refused { subscription: 0, code, retry, reason }).encode(&mut frame);
     tokio::spawn(async move {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::fields::{Fields, Problem, put_text};
 use super::{HEADER_BYTES, MAGIC, OPTIONAL, RawFrame, WireError};
@@ -14,7 +14,7 @@ use crate::topic::{Topic, TopicPattern};
 macro_rules! numbered {
     ($(#[$meta:meta])* $name:ident: $int:ty { $($(#[$doc:meta])* $variant:ident = $number:literal,)* }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
         #[repr($int)]
         pub enum $name {

@@ -17,6 +17,8 @@ mod hostile_peers;
 #[cfg(test)]
 mod live_batches;
 #[cfg(test)]
+mod look;
+#[cfg(test)]
 mod resume;
 #[cfg(test)]
 mod slow_live_subscriber;

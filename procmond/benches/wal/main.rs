@@ -38,8 +38,11 @@ type AnyError = Box<dyn std::error::Error>;
 
 const PRODUCERS: u64 = 64;
 const PER_SECOND: u32 = 1000;
-/// What a streaming producer may have written that is not durable.
-const UNSYNCED_BYTES: usize = 4 << 20;
+/// A stream is synced every so many bytes.
+const SYNC_BYTES: usize = 4 << 20;
+/// What a streaming producer may be ahead of what is durable: one part is being written, one waits,
+/// one is being encoded.
+const AHEAD_BYTES: usize = 3 * SYNC_BYTES;
 /// Segments that are full several times a second at the fixed rate.
 const SMALL_SEGMENT_BYTES: u64 = 128 << 10;
 /// What a measurement could come to where batches are large.
@@ -196,7 +199,7 @@ impl Bench {
             }
         }
         if wants("append_stream") {
-            let options = Ours::streaming(UNSYNCED_BYTES);
+            let options = Ours::streaming(SYNC_BYTES);
             let log = Ours::in_steady_state(&dir("stream"), options, payloads)?;
             all.push(Measurement::Stream(log));
         }
@@ -350,21 +353,21 @@ impl Bench {
         self.in_turn(
             |bench| {
                 let mut stream = |write_bytes| {
-                    bench.limit.stream(&payloads, UNSYNCED_BYTES, write_bytes, warm, measured)
+                    bench.limit.stream(&payloads, SYNC_BYTES, write_bytes, warm, measured)
                 };
                 let rate = |done: Done| done.per_second();
-                let limit = rate(stream(1 << 20)?).max(rate(stream(UNSYNCED_BYTES)?));
+                let limit = rate(stream(1 << 20)?).max(rate(stream(SYNC_BYTES)?));
                 bench.report.limit(ROW, Unit::RecordsPerSecond, limit);
                 Ok(())
             },
             |bench| {
-                let done = ours.stream(&payloads, UNSYNCED_BYTES, warm, measured)?;
+                let done = ours.stream(&payloads, AHEAD_BYTES, warm, measured)?;
                 bench.report.ours(ROW, Unit::RecordsPerSecond, done.per_second());
                 Ok(())
             },
         )?;
         // Two producers with half of the bytes each.
-        let batch = UNSYNCED_BYTES / 2 / RECORD_BYTES;
+        let batch = SYNC_BYTES / 2 / RECORD_BYTES;
         self.each_peer(ROW, |peers, peer, report| {
             let done = peers.append(peer, (2, batch, MANY_BYTES), warm, measured)?;
             report.peer(ROW, Unit::RecordsPerSecond, peer, done.per_second);

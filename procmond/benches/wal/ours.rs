@@ -56,12 +56,12 @@ impl Ours {
         WalOptions { commit_delay: Duration::ZERO, ..WalOptions::default() }
     }
 
-    /// Options for a producer that runs ahead of the disk by up to `unsynced_bytes`: half of them
-    /// are written while the other half is gathered.
-    pub(crate) fn streaming(unsynced_bytes: usize) -> WalOptions {
+    /// Options for a producer that runs ahead of the disk: `sync_bytes` are written while as many
+    /// are gathered.
+    pub(crate) fn streaming(sync_bytes: usize) -> WalOptions {
         WalOptions {
-            commit_bytes: unsynced_bytes / 2,
-            queue_bytes: 2 * unsynced_bytes,
+            commit_bytes: sync_bytes,
+            queue_bytes: 4 * sync_bytes,
             ..WalOptions::default()
         }
     }
@@ -118,16 +118,16 @@ impl Ours {
         Ok(done)
     }
 
-    /// A producer that is up to `unsynced_bytes` ahead of what is durable.
+    /// A producer that is up to `ahead_bytes` ahead of what is durable.
     pub(crate) fn stream(
         &mut self,
         payloads: &Payloads,
-        unsynced_bytes: usize,
+        ahead_bytes: usize,
         warm: Duration,
         measured: Duration,
     ) -> Result<Done, AnyError> {
         const AT_A_TIME: usize = 256;
-        let most = unsynced_bytes / RECORD_BYTES / AT_A_TIME;
+        let most = ahead_bytes / RECORD_BYTES / AT_A_TIME;
         let mut records = Vec::with_capacity(AT_A_TIME);
         let mut under_way = VecDeque::with_capacity(most);
         let done = repeat(warm, measured, || {

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
@@ -79,6 +79,37 @@ fn nth(wanted: Op, n: usize, fault: Fault) -> impl FnMut(Op, &Path) -> Option<Fa
 
 const EIO: Fault = Fault::Error(ErrorKind::Other);
 const ENOSPC: Fault = Fault::Error(ErrorKind::StorageFull);
+
+/// Each was synced before the one that follows it was begun: to open a log takes as long as its last
+/// segment does.
+#[test]
+fn opening_syncs_the_last_of_the_segments_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = working();
+    let (log, _) = open_on(&storage, dir.path(), small());
+    for n in 1..=200 {
+        append(&log, n).unwrap();
+    }
+    let segments = log.stats().segments;
+    assert!(segments > 3);
+    drop(log);
+    let synced = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&synced);
+    storage.replan(move |op, path| {
+        if op == Op::Sync && path.extension().is_some_and(|extension| extension == "wal") {
+            seen.lock().unwrap().push(path.to_owned());
+        }
+        None
+    });
+    let (log, recovery) = open_on(&storage, dir.path(), small());
+    let last = dir.path().join(format!("procmond-{segments:05}.wal"));
+    let mut synced = std::mem::take(&mut *synced.lock().unwrap());
+    // Its end, which nothing proves, is written again and synced once more.
+    synced.dedup();
+    assert_eq!(synced, [last]);
+    assert_eq!(recovery.records, 200);
+    assert_eq!(read(&log), numbers(1, 200));
+}
 
 #[test]
 fn w8_after_a_failed_sync_the_records_go_into_a_fresh_segment() {

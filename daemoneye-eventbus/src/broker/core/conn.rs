@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use daemoneye_lib::stream::StreamId;
 use tokio::sync::Notify;
 
 use super::topics::TopicSet;
+use crate::broker::stats::Traffic;
 use crate::event::{Ack, Role};
 use crate::queue::LiveQueue;
 use crate::topic::{Topic, TopicPattern};
@@ -46,6 +48,8 @@ pub(crate) struct Identity {
 pub(crate) struct Conn {
     pub(crate) pid: Option<u32>,
     pub(crate) in_process: bool,
+    pub(crate) since: Instant,
+    pub(crate) traffic: Traffic,
     /// Wakes the task that writes to the peer.
     pub(crate) wake: Arc<Notify>,
     /// Known once Hello has been accepted.
@@ -57,8 +61,12 @@ pub(crate) struct Conn {
     pub(crate) declared: TopicSet,
     pub(crate) subscriptions: BTreeMap<u32, Subscription>,
     pub(crate) closing: Option<Closing>,
+    /// What the peer was told when the broker ended the connection.
+    pub(crate) goodbye: Option<GoodbyeCode>,
     /// Frames that are neither events nor cumulative. A peer that lets this grow is cut off.
     pub(crate) control: BytesMut,
+    /// How many frames `control` holds.
+    pub(crate) control_frames: u64,
     /// Cumulative or repeatable frames: only the newest is kept, so they need no bound.
     pub(crate) ack: Option<Ack>,
     pub(crate) ping: Option<u64>,
@@ -70,6 +78,8 @@ impl Conn {
         Self {
             pid,
             in_process,
+            since: Instant::now(),
+            traffic: Traffic::default(),
             wake,
             identity: None,
             publishing: None,
@@ -77,7 +87,9 @@ impl Conn {
             declared: TopicSet::default(),
             subscriptions: BTreeMap::new(),
             closing: None,
+            goodbye: None,
             control: BytesMut::new(),
+            control_frames: 0,
             ack: None,
             ping: None,
             pong: None,
@@ -95,9 +107,11 @@ impl Conn {
             return;
         }
         frame.encode(&mut self.control);
+        self.control_frames += 1;
         if self.control.len() > bytes_max {
             tracing::warn!(client = self.name(), "cut off: it does not read its control frames");
             self.control = BytesMut::new();
+            self.control_frames = 0;
             self.end(&Frame::Goodbye {
                 code: GoodbyeCode::Overflow,
                 reason: "control frames were not read".to_owned(),
@@ -110,6 +124,10 @@ impl Conn {
     pub(crate) fn end(&mut self, last: &Frame) {
         if self.closing != Some(Closing::Now) {
             last.encode(&mut self.control);
+            self.control_frames += 1;
+            if let Frame::Goodbye { code, .. } = last {
+                self.goodbye = Some(*code);
+            }
             self.closing = Some(Closing::Now);
         }
         self.wake.notify_one();

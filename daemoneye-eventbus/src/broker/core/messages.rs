@@ -1,6 +1,7 @@
 //! Control messages and their replies.
 
 use bytes::BytesMut;
+use daemoneye_lib::topics;
 
 use super::conn::Subscription;
 use super::{ConnId, Core};
@@ -21,6 +22,10 @@ impl Core {
         };
         let undeliverable = match verdict {
             Err(rule) => Some((UndeliverableCode::NotAllowed, rule)),
+            Ok(()) if message.topic.as_str() == topics::BROKER_STATS => {
+                self.answer_stats(id, message);
+                return;
+            }
             Ok(()) => {
                 let reached = self.deliver_message(&message);
                 (!reached && message.reply_to.is_some())
@@ -38,6 +43,25 @@ impl Core {
                 code,
                 reason: reason.to_owned(),
                 topic: message.topic,
+            });
+            conn.control(&frame, self.limits.control_bytes_max);
+        }
+    }
+
+    /// The broker's own answer. Kept well below what a connection may leave unread, so that asking
+    /// cannot end the asker.
+    fn answer_stats(&mut self, id: ConnId, request: MessageFrame) {
+        let Some(reply_to) = request.reply_to else { return };
+        let stats = self.stats_within(self.limits.control_bytes_max / 4 * 3);
+        // Made of strings and numbers, which always encode.
+        let payload = serde_json::to_vec(&stats).unwrap_or_default().into();
+        if let Some(conn) = self.conns.get_mut(&id) {
+            let frame = Frame::Message(MessageFrame {
+                subscription: 0,
+                correlation: request.correlation,
+                topic: reply_to,
+                reply_to: None,
+                payload,
             });
             conn.control(&frame, self.limits.control_bytes_max);
         }

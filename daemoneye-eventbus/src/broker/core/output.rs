@@ -5,10 +5,11 @@ use std::collections::{HashMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 use daemoneye_lib::stream::StreamId;
 
-use super::conn::{Closing, Subscription};
+use super::conn::{Closing, Conn, Subscription};
 use super::consumer::Consumer;
 use super::stream::Stream;
 use super::{ConnId, Core};
+use crate::broker::stats::Traffic;
 use crate::connection::Flow;
 use crate::queue::{LiveQueue, Popped};
 use crate::wire::{Deliver, Frame, deliver_head};
@@ -23,16 +24,40 @@ const COPY_BYTES: usize = 4 * 1024;
 pub(crate) struct Output {
     pub(crate) pieces: VecDeque<Bytes>,
     scratch: BytesMut,
+    /// Frames and entries put in since the last look.
+    frames: u64,
+    events: u64,
 }
 
 impl Output {
+    fn control(&mut self, conn: &mut Conn) {
+        self.frames += std::mem::take(&mut conn.control_frames);
+        if !conn.control.is_empty() {
+            self.pieces.push_back(conn.control.split().freeze());
+        }
+    }
+
+    /// Adds what has been put in to the connection's figures.
+    fn count(&mut self, traffic: &mut Traffic) {
+        traffic.frames_out_total += std::mem::take(&mut self.frames);
+        traffic.events_out_total += std::mem::take(&mut self.events);
+        traffic.bytes_out_total += self.pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+    }
+
     fn flush_scratch(&mut self) {
         if !self.scratch.is_empty() {
             self.pieces.push_back(self.scratch.split().freeze());
         }
     }
 
+    fn frame(&mut self, frame: &Frame) {
+        self.frames += 1;
+        frame.encode(&mut self.scratch);
+    }
+
     fn deliver(&mut self, deliver: Deliver) {
+        self.frames += 1;
+        self.events += u64::from(deliver.count);
         deliver_head(&mut self.scratch, &deliver);
         if deliver.entries.len() <= COPY_BYTES {
             self.scratch.extend_from_slice(&deliver.entries);
@@ -44,23 +69,22 @@ impl Output {
 }
 
 impl Core {
-    /// Moves up to a quarter of a MiB of what waits for a peer into `out`.
+    /// Moves up to a quarter of a MiB of what waits for a peer into `out`, which is empty.
     pub(crate) fn take_output(&mut self, id: ConnId, out: &mut Output) -> Flow {
         let Some(conn) = self.conns.get_mut(&id) else { return Flow::Close };
-        if !conn.control.is_empty() {
-            out.pieces.push_back(conn.control.split().freeze());
-        }
+        out.control(conn);
         if conn.closing == Some(Closing::Now) {
+            out.count(&mut conn.traffic);
             return Flow::Close;
         }
         if let Some(ack) = conn.ack.take() {
-            Frame::Ack(ack).encode(&mut out.scratch);
+            out.frame(&Frame::Ack(ack));
         }
         if let Some(token) = conn.pong.take() {
-            Frame::Pong { token }.encode(&mut out.scratch);
+            out.frame(&Frame::Pong { token });
         }
         if let Some(token) = conn.ping.take() {
-            Frame::Ping { token }.encode(&mut out.scratch);
+            out.frame(&Frame::Ping { token });
         }
         // Each subscription gets its share and at least one item, so that none starves another.
         let share = (OUTPUT_BYTES / conn.subscriptions.len().max(1)).max(1);
@@ -85,14 +109,16 @@ impl Core {
             }
         }
         out.flush_scratch();
+        let mut flow = Flow::Open;
         if out.pieces.is_empty()
             && let Some(Closing::Drained(code, reason)) = conn.closing
         {
             conn.end(&Frame::Goodbye { code, reason: reason.to_owned() });
-            out.pieces.push_back(conn.control.split().freeze());
-            return Flow::Close;
+            out.control(conn);
+            flow = Flow::Close;
         }
-        Flow::Open
+        out.count(&mut conn.traffic);
+        flow
     }
 }
 
@@ -102,10 +128,11 @@ fn take_live(number: u32, queue: &mut LiveQueue<Bytes>, budget: &mut usize, out:
     {
         match popped {
             Popped::Missed(count) => {
-                Frame::Missed { subscription: number, count }.encode(&mut out.scratch);
+                out.frame(&Frame::Missed { subscription: number, count });
             }
             Popped::Message(frame) => {
                 *budget = budget.saturating_sub(frame.len());
+                out.frames += 1;
                 out.scratch.extend_from_slice(&frame);
             }
             Popped::Run(run) => {

@@ -81,7 +81,7 @@ impl Core {
     }
 
     pub(super) fn publish(&mut self, id: ConnId, publish: Publish) -> Result<(), Refusal> {
-        let Some(conn) = self.conns.get(&id) else { return Ok(()) };
+        let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
         let Some(stream_id) = conn.publishing else {
             return refuse(RefusalCode::Protocol, "the Hello named no stream to publish");
         };
@@ -90,6 +90,7 @@ impl Core {
             return refuse(RefusalCode::Protocol, "a batch is of a later epoch than the Hello");
         }
         let chunk = check_batch(publish, &conn.aliases)?;
+        conn.traffic.events_in_total += u64::from(chunk.count);
 
         // Where does it begin, seen from what is known already?
         let last = stream.last();

@@ -188,7 +188,8 @@ impl Core {
     pub(super) fn unsubscribe(&mut self, id: ConnId, number: u32) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         match conn.subscriptions.remove(&number) {
-            Some(Subscription::Live { .. }) => {
+            Some(Subscription::Live { queue, .. }) => {
+                self.missed_gone += queue.missed_total();
                 self.topics.unroute(|route| *route == (id, number));
             }
             Some(Subscription::Durable { name }) => self.detach(id, &name),

@@ -3,6 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use daemoneye_lib::stream::{Epoch, Sequence};
 
+mod look;
+
 use super::*;
 use crate::event::{AckLevel, Committed, Position, Role};
 use crate::topic::Topic;
