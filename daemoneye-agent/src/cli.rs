@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
+pub use daemoneye_lib::display::chain;
 
 use self::events::EventsArgs;
 use self::run::RunArgs;
@@ -111,21 +112,6 @@ fn default_state_dir() -> Option<PathBuf> {
         variable("XDG_STATE_HOME").as_deref().map(Path::new),
         variable("HOME").as_deref().map(Path::new),
     )
-}
-
-/// An error with all its causes, each told once: some messages name their cause already.
-pub fn chain(error: impl Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// How a command fails.

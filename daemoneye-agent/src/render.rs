@@ -1,14 +1,10 @@
 //! Showing stored events: columns for people, JSON lines for programs.
 
-mod describe;
-
-pub(crate) use self::describe::duration;
-
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
-use daemoneye_lib::display;
-use jiff::Timestamp;
+use daemoneye_lib::describe;
+use daemoneye_lib::display::{cut, escape_json, plain, time};
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
@@ -213,14 +209,6 @@ fn fit(command: String, details: String, width: Option<usize>) -> (String, Strin
     (cut(command, room.saturating_sub(taken).max(COMMAND_MIN)), details)
 }
 
-fn cut(text: String, room: usize) -> String {
-    if text.chars().count() <= room {
-        return text;
-    }
-    let kept: String = text.chars().take(room.saturating_sub(1)).collect();
-    kept + "…"
-}
-
 #[cfg(unix)]
 fn terminal_width() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
@@ -248,21 +236,6 @@ fn number(column: Option<i64>) -> String {
     column.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 
-/// Local time to the millisecond; a time no calendar has is shown as its number.
-pub(crate) fn time(time_ns: i64, zone: TimeZone) -> String {
-    match Timestamp::from_nanosecond(i128::from(time_ns)) {
-        Ok(time) => time.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S%.3f").to_string(),
-        Err(_) => format!("{time_ns} ns"),
-    }
-}
-
-/// Text that is escaped already, made safe if it is not: backslashes stay as they are.
-pub(crate) fn plain(text: &str) -> String {
-    let parts: Vec<_> =
-        text.split('\\').map(|part| display::escape(part.as_bytes()).to_string()).collect();
-    parts.join("\\")
-}
-
 /// One line of JSON: where the event is stored, and the event as it is stored.
 fn json_line(out: &mut impl Write, event: &StoredEvent) -> io::Result<()> {
     let quoted = |text: &str| Value::from(text).to_string();
@@ -274,7 +247,7 @@ fn json_line(out: &mut impl Write, event: &StoredEvent) -> io::Result<()> {
         event.time_ns,
         one_line(&event.event),
     );
-    writeln!(out, "{}", escape_controls(line))
+    writeln!(out, "{}", escape_json(line))
 }
 
 /// The stored JSON if it is that and on one line; what somebody has edited is put in order.
@@ -290,22 +263,6 @@ fn one_line(json: &str) -> String {
             serde_json::json!({ "unreadable": json, "error": error.to_string() }).to_string()
         }
     }
-}
-
-/// JSON lets control characters from U+007F on stand in strings; a terminal would act upon them.
-fn escape_controls(json: String) -> String {
-    if !json.chars().any(char::is_control) {
-        return json;
-    }
-    let mut escaped = String::with_capacity(json.len() + 16);
-    for character in json.chars() {
-        if character.is_control() {
-            escaped.push_str(&format!("\\u{:04x}", u32::from(character)));
-        } else {
-            escaped.push(character);
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]

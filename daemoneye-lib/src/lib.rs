@@ -4,6 +4,7 @@
 //! Nothing here does I/O or knows an async runtime.
 
 pub mod config;
+pub mod describe;
 pub mod display;
 pub mod models;
 pub mod paths;

@@ -1,7 +1,6 @@
 //! An event as it stands in the table `events`.
 
-use std::fmt::Write;
-
+use daemoneye_lib::display::{chain, hex};
 use daemoneye_lib::models::event::Event;
 use daemoneye_lib::models::gap::{GapEvent, GapReason};
 use daemoneye_lib::models::process::ProcessEvent;
@@ -77,18 +76,8 @@ impl Row {
     }
 
     fn undecodable(payload: &[u8], error: &dyn std::error::Error) -> Self {
-        let mut hex = String::with_capacity(payload.len() * 2);
-        for byte in payload {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let _ = write!(reason, ": {cause}");
-            source = cause.source();
-        }
-        let event = serde_json::json!({ "undecodable": hex, "error": reason }).to_string();
+        let event =
+            serde_json::json!({ "undecodable": hex(payload), "error": chain(error) }).to_string();
         Self { event, ..Self::default() }
     }
 }

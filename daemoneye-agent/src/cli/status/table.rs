@@ -2,11 +2,10 @@
 
 use std::io::{self, Write};
 
-use daemoneye_lib::display;
+use daemoneye_lib::display::{self, bytes, duration, time};
 use daemoneye_lib::models::control::CollectorHealth;
 use jiff::tz::TimeZone;
 
-use crate::render::time;
 use crate::status::{AgentStatus, CollectorStatus, StoreStatus};
 use crate::store::StreamFigures;
 use crate::supervisor::{SupervisorState, SupervisorStatus};
@@ -188,14 +187,5 @@ fn plain(text: &str) -> String {
 }
 
 fn span(ms: u64) -> String {
-    crate::render::duration(ms.saturating_mul(1_000_000))
-}
-
-fn bytes(count: u64) -> String {
-    match count {
-        0..1_000 => format!("{count} B"),
-        1_000..1_000_000 => format!("{}.{} kB", count / 1_000, count / 100 % 10),
-        1_000_000..1_000_000_000 => format!("{}.{} MB", count / 1_000_000, count / 100_000 % 10),
-        _ => format!("{}.{} GB", count / 1_000_000_000, count / 100_000_000 % 10),
-    }
+    duration(ms.saturating_mul(1_000_000))
 }

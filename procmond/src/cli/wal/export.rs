@@ -1,12 +1,11 @@
 //! `procmond wal export`: the events in a log, and what is missing between them.
 
-use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use daemoneye_lib::display::escape;
+use daemoneye_lib::display::{escape, escape_json, hex, plain};
 use daemoneye_lib::models::event::{Event, EventKind};
 use daemoneye_lib::since::parse_since;
 use daemoneye_lib::stream::{Sequence, wall_clock_ns};
@@ -143,10 +142,9 @@ fn told(kind: u8, payload: &[u8]) -> String {
     }
 }
 
-/// Text that may be escaped already, made safe if it is not: backslashes stay as they are.
-fn plain(text: &str) -> String {
-    let parts: Vec<_> = text.split('\\').map(|part| escape(part.as_bytes()).to_string()).collect();
-    parts.join("\\")
+/// JSON on one line that a terminal may have.
+pub(super) fn one_line(value: &Value) -> String {
+    escape_json(value.to_string())
 }
 
 /// A payload as JSON: the event, or what it is if it is none.
@@ -157,31 +155,6 @@ pub(super) fn event_json(payload: &[u8]) -> Value {
     }
 }
 
-/// JSON on one line. It lets control characters from U+007F on stand in strings; a terminal would
-/// act upon them.
-pub(super) fn one_line(value: &Value) -> String {
-    let json = value.to_string();
-    if !json.chars().any(char::is_control) {
-        return json;
-    }
-    json.chars().fold(String::with_capacity(json.len() + 16), |mut safe, character| {
-        if character.is_control() {
-            // Writing to a string does not fail.
-            let _ = write!(safe, "\\u{:04x}", u32::from(character));
-        } else {
-            safe.push(character);
-        }
-        safe
-    })
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 fn time(time_ns: i64) -> String {
     Timestamp::from_nanosecond(i128::from(time_ns))
         .map_or_else(|_| format!("{time_ns} ns"), |time| format!("{time:.6}"))
@@ -189,18 +162,4 @@ fn time(time_ns: i64) -> String {
 
 fn since_now(text: &str) -> Result<i64, String> {
     parse_since(text, wall_clock_ns())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_control_character_survives() {
-        let line = one_line(&json!({"a": "x\u{9b}31m\u{7f}\n\u{1b}"}));
-        assert!(!line.chars().any(char::is_control), "{line:?}");
-        let back: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(back["a"], "x\u{9b}31m\u{7f}\n\u{1b}");
-        assert_eq!(plain("a\u{1b}[2J\\x1b"), "a\\x1b[2J\\x1b");
-    }
 }

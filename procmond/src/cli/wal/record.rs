@@ -4,13 +4,13 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
-use daemoneye_lib::display::escape;
+use daemoneye_lib::display::{escape, hex};
 use daemoneye_lib::models::event::{Event, EventKind};
 use daemoneye_lib::stream::Sequence;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::export::{event_json, hex};
+use super::export::event_json;
 use super::{FilesArgs, failed, progress, written};
 use crate::wal::{FoundRecord, LogEntry, Progress, find_record, read_files};
 
