@@ -8,6 +8,7 @@ mod flipped_byte;
 mod killed;
 mod log_replaced;
 mod main_job;
+mod python_client;
 mod readme;
 mod reconciled;
 mod secrets_never_leave;
