@@ -12,6 +12,7 @@ use std::time::Duration;
 use interprocess::local_socket::traits::tokio::Listener as _;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 pub use self::options::BrokerOptions;
 pub use self::stats::{
@@ -39,6 +40,7 @@ pub struct Broker {
 pub(crate) struct Shared {
     pub(crate) options: BrokerOptions,
     core: Mutex<Core>,
+    began: Instant,
     /// How many sessions there are; the last to end lets shutdown finish.
     pub(crate) sessions: watch::Sender<usize>,
     /// Ends every session at once.
@@ -51,6 +53,13 @@ impl Shared {
     /// The state. No await and nothing slow happens while it is held, and no other lock is taken.
     pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, told the time.
+    pub(crate) fn core_now(&self) -> MutexGuard<'_, Core> {
+        let mut core = self.core();
+        core.set_time(self.began.elapsed());
+        core
     }
 }
 
@@ -123,6 +132,30 @@ pub enum BindError {
     },
 }
 
+/// Why a durable consumer is not forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ForgetError {
+    /// There is none of this name.
+    #[error("no durable consumer {name} is known")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// It is there.
+    #[error("the durable consumer {name} is attached; end its member first")]
+    Attached {
+        /// The name.
+        name: String,
+    },
+    /// [`BrokerOptions::required_consumers`] names it: without it events would be lost.
+    #[error("the durable consumer {name} is required and cannot be forgotten")]
+    Required {
+        /// The name.
+        name: String,
+    },
+}
+
 impl Broker {
     /// Takes the socket and begins to accept. Must be called within a tokio runtime.
     pub async fn bind(options: BrokerOptions) -> Result<Self, BindError> {
@@ -134,11 +167,16 @@ impl Broker {
             frame_bytes_max: options.frame_bytes_max,
             heartbeat_ms: u32::try_from(options.heartbeat.as_millis()).unwrap_or(u32::MAX).max(1),
             subscriptions_max: options.subscriptions_max,
+            queue_bytes_max: options.queue_bytes_max,
+            held_bytes_max: options.held_bytes_max,
+            request_rate: options.request_rate,
+            request_burst: options.request_burst,
             control_bytes_max: options.control_bytes_max,
         });
         let shared = Arc::new(Shared {
             options,
             core: Mutex::new(core),
+            began: Instant::now(),
             sessions: watch::Sender::new(0),
             abandon: watch::Sender::new(false),
             stop: Notify::new(),
@@ -171,6 +209,12 @@ impl Broker {
     #[must_use]
     pub fn publishers(&self) -> Vec<PublisherInfo> {
         self.shared.core().publishers()
+    }
+
+    /// Forgets a durable consumer that has gone for good. While it is known and away it holds back
+    /// the acknowledgement of everything it has not committed.
+    pub fn forget_consumer(&self, name: &str) -> Result<(), ForgetError> {
+        self.shared.core().forget(name)
     }
 
     /// Stops accepting, removes the socket, lets every peer take what is queued for it, says

@@ -33,8 +33,8 @@ use crate::rights;
 use crate::topic::{Topic, TopicPattern};
 use crate::transport;
 use crate::wire::{
-    Frame, FrameDecoder, GoodbyeCode, Hello, MessageFrame, SubscribeFrame, SubscribeKind, VERSION,
-    Welcome,
+    Frame, FrameDecoder, GoodbyeCode, Hello, MESSAGE_BYTES_MAX, MessageFrame, SubscribeFrame,
+    SubscribeKind, VERSION, Welcome,
 };
 
 /// How a client introduces itself and how long it waits.
@@ -243,10 +243,24 @@ impl Client {
     /// Sends a control message and does not wait for anything. Returns when it is queued for
     /// writing. Cancel-safe: dropped before that, nothing is sent.
     pub async fn send(&self, topic: &Topic, payload: Bytes) -> Result<(), SendError> {
-        self.check_right(topic)?;
+        self.say(topic, payload, false).await
+    }
+
+    /// As [`send`](Self::send), and the broker keeps the message, in place of the last one kept on
+    /// this topic, for those who subscribe later. An empty payload is not kept: it ends keeping.
+    pub async fn send_retained(&self, topic: &Topic, payload: Bytes) -> Result<(), SendError> {
+        if let Err(rule) = rights::may_retain(self.shared().options.role) {
+            return Err(SendError::NotAllowed { topic: topic.clone(), rule: rule.to_owned() });
+        }
+        self.say(topic, payload, true).await
+    }
+
+    async fn say(&self, topic: &Topic, payload: Bytes, retained: bool) -> Result<(), SendError> {
+        self.check(topic, &payload)?;
         let message = MessageFrame {
             subscription: 0,
             correlation: 0,
+            retained,
             topic: topic.clone(),
             reply_to: None,
             payload,
@@ -261,12 +275,13 @@ impl Client {
         payload: Bytes,
         timeout: Duration,
     ) -> Result<Bytes, RequestError> {
-        self.check_right(topic)?;
+        self.check(topic, &payload)?;
         let shared = self.shared();
         let (request, answered) = shared.begin_request();
         let message = MessageFrame {
             subscription: 0,
             correlation: request.correlation,
+            retained: false,
             topic: topic.clone(),
             reply_to: Some(shared.reply_topic.clone()),
             payload,
@@ -276,6 +291,9 @@ impl Client {
             match answered.await {
                 Ok(Reply::Answer(payload)) => Ok(payload),
                 Ok(Reply::NoResponder) => Err(RequestError::NoResponder { topic: topic.clone() }),
+                Ok(Reply::Limit(reason)) => {
+                    Err(RequestError::Limit { topic: topic.clone(), reason })
+                }
                 Ok(Reply::NotAllowed(rule)) => {
                     Err(SendError::NotAllowed { topic: topic.clone(), rule }.into())
                 }
@@ -290,10 +308,11 @@ impl Client {
     /// Answers a message. Does nothing if no answer is awaited.
     pub async fn reply(&self, message: &Message, payload: Bytes) -> Result<(), SendError> {
         let Some(reply_to) = &message.reply_to else { return Ok(()) };
-        self.check_right(reply_to)?;
+        self.check(reply_to, &payload)?;
         let answer = MessageFrame {
             subscription: 0,
             correlation: message.correlation,
+            retained: false,
             topic: reply_to.clone(),
             reply_to: None,
             payload,
@@ -301,10 +320,13 @@ impl Client {
         Ok(self.shared().enqueue(&Frame::Message(answer)).await?)
     }
 
-    fn check_right(&self, topic: &Topic) -> Result<(), SendError> {
+    fn check(&self, topic: &Topic, payload: &Bytes) -> Result<(), SendError> {
         let options = &self.shared().options;
-        rights::may_send(options.role, &options.client_id, topic)
-            .map_err(|rule| SendError::NotAllowed { topic: topic.clone(), rule: rule.to_owned() })
+        rights::may_send(options.role, &options.client_id, topic).map_err(|rule| {
+            SendError::NotAllowed { topic: topic.clone(), rule: rule.to_owned() }
+        })?;
+        let (bytes, limit) = (payload.len(), MESSAGE_BYTES_MAX);
+        if bytes > limit { Err(SendError::TooLong { bytes, limit }) } else { Ok(()) }
     }
 
     /// Waits until the connection has ended and says why. Cancel-safe.

@@ -113,6 +113,8 @@ pub struct Message {
     pub reply_to: Option<Topic>,
     /// The sender's number for this request; 0 if none.
     pub correlation: u64,
+    /// It was sent before the subscription began, and is the last of its topic.
+    pub retained: bool,
 }
 
 /// A committed position. It lies on a log's history only if the log's record at `sequence` was

@@ -60,7 +60,7 @@ pub mod wire;
 
 pub use broker::{
     BindError, Broker, BrokerOptions, BrokerStats, ConnectionStats, ConsumerStats, CursorStats,
-    LiveStats, PublisherInfo, StreamStats, Traffic,
+    ForgetError, LiveStats, PublisherInfo, StreamStats, Traffic,
 };
 pub use client::{
     Acks, Client, ClientOptions, CloseReason, ConnectError, Disconnected, DurableSubscription,

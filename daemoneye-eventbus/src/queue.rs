@@ -86,6 +86,12 @@ impl<M> LiveQueue<M> {
         Self { limits, items: VecDeque::new(), bytes: 0, count: 0, missed: 0, missed_total: 0 }
     }
 
+    /// Changes the bound in bytes, dropping what it no longer leaves room for.
+    pub(crate) fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.limits.bytes_max = bytes_max;
+        self.shrink();
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

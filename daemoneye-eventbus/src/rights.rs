@@ -30,6 +30,14 @@ pub(crate) fn may_send(role: Role, client_id: &str, topic: &Topic) -> Result<(),
     }
 }
 
+/// The rule that forbids `role` to have a message kept for later subscribers; `Ok` if none does.
+pub(crate) fn may_retain(role: Role) -> Result<(), &'static str> {
+    match role {
+        Role::Agent => Ok(()),
+        Role::Collector | Role::Subscriber => Err("only what the agent says is retained"),
+    }
+}
+
 /// The rule that forbids `role` to publish events on `topic`; `Ok` if none does.
 pub(crate) fn may_publish(role: Role, topic: &Topic) -> Result<(), &'static str> {
     match role {
@@ -72,6 +80,9 @@ mod tests {
         for (role, topic, allowed) in send {
             let verdict = may_send(*role, "me", &Topic::new(topic).unwrap());
             assert_eq!(verdict.is_ok(), *allowed, "{role:?} {topic}");
+        }
+        for (role, allowed) in [(Agent, true), (Collector, false), (Subscriber, false)] {
+            assert_eq!(may_retain(role).is_ok(), allowed, "{role:?}");
         }
         let publish: &[(Role, &str, bool)] = &[
             (Collector, "events.process.start", true),

@@ -37,6 +37,8 @@ pub(crate) use self::message::{deliver_head, publish_frame};
 pub const VERSION: u16 = 1;
 /// The first four bytes of every Hello: `DEYE`.
 pub const MAGIC: [u8; 4] = *b"DEYE";
+/// The longest payload of a control message.
+pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Aliases a sender may declare are below this.
 pub const ALIASES_MAX: u16 = 4096;
 

@@ -30,6 +30,7 @@ OPTIONAL = 1
 DONE = 3
 LEVELS = {1: "accepted", 2: "committed"}
 ALIASES_MAX = 4096
+ENTRY_HEADER = 32
 
 
 class Refused(Exception):
@@ -232,7 +233,7 @@ class Client:
 
     def message(self, topic, payload, reply_to="", correlation=0):
         self.send(MESSAGE,
-                  struct.pack("<IQ", 0, correlation) + text(topic) + text(reply_to) + payload)
+                  struct.pack("<IQB", 0, correlation, 0) + text(topic) + text(reply_to) + payload)
 
     def request(self, topic, payload, correlation=1):
         self.message(topic, payload, f"reply.{self.connection}", correlation)
@@ -275,9 +276,10 @@ class Client:
 
 
 def message(fields):
-    subscription, correlation = fields.numbers("IQ")
-    return {"subscription": subscription, "correlation": correlation, "topic": fields.text(),
-            "reply_to": fields.text(), "payload": bytes(fields.body[fields.at:])}
+    subscription, correlation, retained = fields.numbers("IQB")
+    return {"subscription": subscription, "correlation": correlation,
+            "retained": bool(retained), "topic": fields.text(), "reply_to": fields.text(),
+            "payload": bytes(fields.body[fields.at:])}
 
 
 def say(**what):
@@ -346,9 +348,10 @@ def publish(path, client_id, stream, epoch, last, topic):
         batch, size = [], 0
         while at + len(batch) < last and len(batch) < 50:
             payload = f"event {at + len(batch) + 1}".encode()
-            if sum(unacked.values()) + size + len(payload) > client.credit and (batch or unacked):
+            entry = ENTRY_HEADER + len(payload)
+            if sum(unacked.values()) + size + entry > client.credit and (batch or unacked):
                 break
-            size += len(payload)
+            size += entry
             batch.append((at + len(batch) + 1, time.time_ns(), topic, payload))
         if batch:
             client.publish(epoch, at, batch)

@@ -7,8 +7,9 @@
 //!
 //! Bounds. Each queue a peer can make grow has one, and what happens there is decided here:
 //! live subscriptions drop their oldest and count; durable deliveries stop at the bytes in flight
-//! and the entries stay in their stream; streams are bounded by their publisher's credit; control
-//! frames beyond the bound end the connection; acks, pings and pongs keep the newest only.
+//! and the entries stay in their stream; streams are bounded by their publisher's credit, and all
+//! together by what is let in; control frames beyond the bound end the connection; acks, pings and
+//! pongs keep the newest only; declarations come once a topic. Requests are bounded by rate.
 
 mod admission;
 mod conn;
@@ -17,13 +18,15 @@ mod look;
 mod messages;
 mod output;
 mod publishing;
+mod requests;
+mod retained;
 mod stream;
 mod subscribing;
 mod topics;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::StreamId;
 use tokio::sync::Notify;
@@ -31,6 +34,8 @@ use tokio::sync::Notify;
 use self::conn::{Closing, Conn, Subscription};
 use self::consumer::Consumer;
 pub(crate) use self::output::Output;
+use self::requests::Verdict;
+use self::retained::Retained;
 use self::stream::Stream;
 use self::topics::Topics;
 use super::stats::Traffic;
@@ -50,6 +55,10 @@ pub(crate) struct CoreLimits {
     pub(crate) frame_bytes_max: usize,
     pub(crate) heartbeat_ms: u32,
     pub(crate) subscriptions_max: usize,
+    pub(crate) queue_bytes_max: usize,
+    pub(crate) held_bytes_max: u64,
+    pub(crate) request_rate: u32,
+    pub(crate) request_burst: u32,
     pub(crate) control_bytes_max: usize,
 }
 
@@ -63,6 +72,9 @@ pub(crate) struct Core {
     topics: Topics,
     streams: HashMap<StreamId, Stream>,
     consumers: BTreeMap<String, Consumer>,
+    retained: Retained,
+    /// Since the broker began; as the connections' tasks tell it.
+    now: Duration,
     conns_total: u64,
     /// When the broker began. Only told, never decided upon.
     begun: Instant,
@@ -104,6 +116,8 @@ impl Core {
             topics: Topics::default(),
             streams: HashMap::new(),
             consumers: BTreeMap::new(),
+            retained: Retained::default(),
+            now: Duration::ZERO,
             conns_total: 0,
             begun: Instant::now(),
             traffic_gone: Traffic::default(),
@@ -146,6 +160,11 @@ impl Core {
         {
             stream.publisher = None;
         }
+    }
+
+    /// It is this long since the broker began.
+    pub(crate) fn set_time(&mut self, now: Duration) {
+        self.now = self.now.max(now);
     }
 
     /// Whether the peer has been welcomed, or is to go.
@@ -238,18 +257,21 @@ impl Core {
             Frame::Declare { alias, topic } => self.declare(id, alias, &topic),
             Frame::Publish(publish) => self.publish(id, publish),
             Frame::Subscribe(subscribe) => {
-                self.subscribe(id, subscribe);
+                let verdict = self.take_token(id)?;
+                self.subscribe(id, subscribe, verdict);
                 Ok(())
             }
-            Frame::Unsubscribe { subscription } => {
-                self.unsubscribe(id, subscription);
-                Ok(())
+            Frame::Unsubscribe { subscription, forget } => {
+                // Ending something is never put off; it counts all the same.
+                self.take_token(id)?;
+                self.unsubscribe(id, subscription, forget)
             }
             Frame::Commit { subscription, stream, position } => {
                 self.commit(id, subscription, stream, position)
             }
             Frame::Message(message) => {
-                self.message(id, message);
+                let verdict = self.take_token(id)?;
+                self.message(id, message, verdict);
                 Ok(())
             }
             Frame::Ping { token } => {
@@ -271,6 +293,28 @@ impl Core {
                 RefusalCode::Protocol,
                 format!("a client does not send {} frames", frame.kind()),
             ),
+        }
+    }
+}
+
+impl Core {
+    /// Counts a request against the connection's limit; a flood of them is refused. Clients of our
+    /// own process are not limited: the agent answers for everybody.
+    fn take_token(&mut self, id: ConnId) -> Result<Verdict, Refusal> {
+        let CoreLimits { request_rate: rate, request_burst: burst, .. } = self.limits;
+        match self.conns.get_mut(&id) {
+            Some(conn) if !conn.in_process => match conn.requests.take(self.now, rate, burst) {
+                Verdict::Flood => Err(Refusal {
+                    code: RefusalCode::Limit,
+                    retry: true,
+                    reason: format!(
+                        "far more than {rate} requests a second: messages, subscriptions and \
+                         their ends"
+                    ),
+                }),
+                verdict => Ok(verdict),
+            },
+            _ => Ok(Verdict::Pass),
         }
     }
 }

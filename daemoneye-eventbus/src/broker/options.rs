@@ -30,8 +30,21 @@ pub struct BrokerOptions {
     pub connections_max: usize,
     /// Subscriptions of one connection at most. 1024 by default.
     pub subscriptions_max: usize,
+    /// Bytes that all live subscriptions of one connection may hold together. If they ask for more,
+    /// each gets its share of this. 32 MiB by default.
+    pub queue_bytes_max: usize,
+    /// Bytes of entries held for durable consumers, of all streams together: a publisher of a new
+    /// stream is let in only if its credit fits beside what is held and what those who are in may
+    /// still send. 1 GiB by default.
+    pub held_bytes_max: u64,
+    /// Requests (messages, subscriptions and their ends) of one connection in a second; 1000 by
+    /// default. Beyond it they are turned down, and who goes on regardless is refused. Clients
+    /// within our process are not limited.
+    pub request_rate: u32,
+    /// How many requests may come at once, after a time without any. 2048 by default.
+    pub request_burst: u32,
     /// Bytes of unread control frames (replies, subscription answers and the like) after which a
-    /// peer is cut off. 1 MiB by default.
+    /// peer is cut off. 4 MiB by default.
     pub control_bytes_max: usize,
 }
 
@@ -49,7 +62,11 @@ impl BrokerOptions {
             handshake: Duration::from_secs(5),
             connections_max: 1024,
             subscriptions_max: 1024,
-            control_bytes_max: 1024 * 1024,
+            queue_bytes_max: 32 * 1024 * 1024,
+            held_bytes_max: 1024 * 1024 * 1024,
+            request_rate: 1000,
+            request_burst: 2048,
+            control_bytes_max: 4 * 1024 * 1024,
         }
     }
 }

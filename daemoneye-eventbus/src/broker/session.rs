@@ -149,7 +149,7 @@ impl Session {
 
 impl Peer for Session {
     fn receive(&mut self, decoder: &mut FrameDecoder) -> Result<Flow, WireError> {
-        let mut core = self.shared.core();
+        let mut core = self.shared.core_now();
         while let Some(raw) = decoder.next_frame()? {
             if core.receive(self.id, raw) == Flow::Close {
                 return Ok(Flow::Close);

@@ -247,6 +247,14 @@ pub enum SendError {
         /// The rule.
         rule: String,
     },
+    /// No broker takes a message that long.
+    #[error("a message of {bytes} bytes exceeds the limit of {limit}")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The connection has ended.
     #[error(transparent)]
     Disconnected(#[from] Disconnected),
@@ -269,6 +277,14 @@ pub enum RequestError {
         topic: Topic,
         /// How long we waited.
         after: Duration,
+    },
+    /// The broker does not pass it on now: a limit is reached, of requests in a time most likely.
+    #[error("a request on {topic} was not passed on: {reason}")]
+    Limit {
+        /// The topic.
+        topic: Topic,
+        /// Which limit.
+        reason: String,
     },
     /// It was not sent.
     #[error(transparent)]

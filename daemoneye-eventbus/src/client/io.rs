@@ -137,6 +137,10 @@ impl ClientIo {
                         tracing::warn!(topic = %undeliverable.topic, "not sent: {}", undeliverable.reason);
                         Reply::NotAllowed(undeliverable.reason)
                     }
+                    UndeliverableCode::Limit => {
+                        tracing::warn!(topic = %undeliverable.topic, "not delivered: {}", undeliverable.reason);
+                        Reply::Limit(undeliverable.reason)
+                    }
                 };
                 self.shared.answer(undeliverable.correlation, reply);
             }
@@ -209,11 +213,12 @@ impl ClientIo {
     }
 
     fn message(&mut self, message: MessageFrame) {
-        let MessageFrame { subscription, correlation, topic, reply_to, payload } = message;
+        let MessageFrame { subscription, correlation, retained, topic, reply_to, payload } =
+            message;
         if subscription == 0 {
             self.shared.answer(correlation, Reply::Answer(payload));
         } else if let Some(Sink::Live(sink)) = self.sink(subscription) {
-            sink.push_message(Message { topic, payload, reply_to, correlation });
+            sink.push_message(Message { topic, payload, reply_to, correlation, retained });
         }
     }
 }

@@ -37,6 +37,7 @@ pub(crate) enum Reply {
     Answer(Bytes),
     NoResponder,
     NotAllowed(String),
+    Limit(String),
 }
 
 type Answer = oneshot::Sender<Result<(), Refused>>;
@@ -139,9 +140,11 @@ impl Shared {
         Ok(number)
     }
 
-    pub(crate) fn end_subscription(&self, number: u32) {
+    /// With `forget` the broker forgets the durable consumer, too.
+    pub(crate) fn end_subscription(&self, number: u32, forget: bool) {
         if self.state().sinks.remove(&number).is_some() && self.close_reason().is_none() {
-            self.outbox.append(|out| Frame::Unsubscribe { subscription: number }.encode(out));
+            self.outbox
+                .append(|out| Frame::Unsubscribe { subscription: number, forget }.encode(out));
         }
     }
 

@@ -19,11 +19,12 @@ pub(super) struct Guard {
     handle: Arc<Handle>,
     number: u32,
     kept: bool,
+    forget: bool,
 }
 
 impl Guard {
     pub(super) fn new(handle: Arc<Handle>, number: u32) -> Self {
-        Self { handle, number, kept: false }
+        Self { handle, number, kept: false, forget: false }
     }
 
     pub(super) fn keep(mut self) {
@@ -34,7 +35,7 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         if !self.kept {
-            self.handle.shared.end_subscription(self.number);
+            self.handle.shared.end_subscription(self.number, self.forget);
         }
     }
 }
@@ -207,7 +208,8 @@ impl DurableSink {
 }
 
 /// A durable subscription. It ends when dropped, or with its connection; the consumer stays known
-/// to the broker and resumes with the next subscription of its name.
+/// to the broker and resumes with the next subscription of its name, until it is
+/// [forgotten](Self::forget).
 #[derive(Debug)]
 pub struct DurableSubscription {
     guard: Guard,
@@ -271,5 +273,13 @@ impl DurableSubscription {
         };
         shared.outbox.append(|out| commit.encode(out));
         Ok(())
+    }
+
+    /// Ends the subscription and has the broker forget the consumer, so that what it has not
+    /// committed no longer holds back acknowledgements. Does not wait;
+    /// [`Client::goodbye`](crate::Client::goodbye) behind it sees to it that the broker knows. A
+    /// broker that requires the consumer ends the connection instead.
+    pub fn forget(mut self) {
+        self.guard.forget = true;
     }
 }

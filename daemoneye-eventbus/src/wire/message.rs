@@ -136,6 +136,8 @@ numbered! {
         NoResponder = 1,
         /// The sender's role may not send to the topic.
         NotAllowed = 2,
+        /// A limit is reached: too many requests in a short time, or a message too long.
+        Limit = 3,
     }
 }
 
@@ -151,7 +153,7 @@ pub enum Frame {
     Ack(Ack),
     Subscribe(SubscribeFrame),
     Subscribed { subscription: u32 },
-    Unsubscribe { subscription: u32 },
+    Unsubscribe { subscription: u32, forget: bool },
     Deliver(Deliver),
     Commit { subscription: u32, stream: StreamId, position: Committed },
     Missed { subscription: u32, count: u64 },
@@ -281,6 +283,9 @@ pub struct MessageFrame {
     pub subscription: u32,
     /// The requester's number for the request; 0 if no answer is awaited.
     pub correlation: u64,
+    /// To the broker: keep it for those who subscribe later. From the broker: it was sent before
+    /// you subscribed.
+    pub retained: bool,
     /// What it is about.
     pub topic: Topic,
     /// Where the answer is awaited.
@@ -404,7 +409,7 @@ impl Frame {
                 Self::Subscribe(SubscribeFrame { subscription, patterns, kind })
             }
             Kind::Subscribed => Self::Subscribed { subscription: f.u32()? },
-            Kind::Unsubscribe => Self::Unsubscribe { subscription: f.u32()? },
+            Kind::Unsubscribe => Self::Unsubscribe { subscription: f.u32()?, forget: f.flag()? },
             Kind::Deliver => Self::Deliver(Deliver {
                 subscription: f.u32()?,
                 count: f.u32()?,
@@ -423,6 +428,7 @@ impl Frame {
             Kind::Message => Self::Message(MessageFrame {
                 subscription: f.u32()?,
                 correlation: f.u64()?,
+                retained: f.flag()?,
                 topic: topic(f)?,
                 reply_to: match f.text()?.as_str() {
                     "" => None,
@@ -550,8 +556,10 @@ impl Frame {
                     }
                 }
             }
-            Self::Subscribed { subscription } | Self::Unsubscribe { subscription } => {
+            Self::Subscribed { subscription } => out.put_u32_le(*subscription),
+            Self::Unsubscribe { subscription, forget } => {
                 out.put_u32_le(*subscription);
+                out.put_u8(u8::from(*forget));
             }
             Self::Deliver(deliver) => {
                 put_deliver_head(out, deliver);
@@ -569,6 +577,7 @@ impl Frame {
             Self::Message(message) => {
                 out.put_u32_le(message.subscription);
                 out.put_u64_le(message.correlation);
+                out.put_u8(u8::from(message.retained));
                 put_text(out, message.topic.as_str());
                 put_text(out, message.reply_to.as_ref().map_or("", Topic::as_str));
                 out.put_slice(&message.payload);

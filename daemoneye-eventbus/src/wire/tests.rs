@@ -193,7 +193,7 @@ fn every_frame_has_the_bytes_of_the_specification() {
             ),
         ),
         (Frame::Subscribed { subscription: 1 }, frame(8, &[&[1, 0, 0, 0]])),
-        (Frame::Unsubscribe { subscription: 1 }, frame(9, &[&[1, 0, 0, 0]])),
+        (Frame::Unsubscribe { subscription: 1, forget: true }, frame(9, &[&[1, 0, 0, 0], &[1]])),
         (
             Frame::Deliver(Deliver {
                 subscription: 1,
@@ -229,6 +229,7 @@ fn every_frame_has_the_bytes_of_the_specification() {
             Frame::Message(MessageFrame {
                 subscription: 0,
                 correlation: 9,
+                retained: true,
                 topic: topic("a"),
                 reply_to: Some(topic("reply.1")),
                 payload: Bytes::from_static(b"{}"),
@@ -238,6 +239,7 @@ fn every_frame_has_the_bytes_of_the_specification() {
                 &[
                     &[0, 0, 0, 0],
                     &[9, 0, 0, 0, 0, 0, 0, 0],
+                    &[1],
                     &[1, 0, b'a'],
                     &[7, 0],
                     b"reply.1",

@@ -137,6 +137,7 @@ async fn messages_beyond_a_role_are_refused_by_both_sides() {
         raw.send(&Frame::Message(MessageFrame {
             subscription: 0,
             correlation: 0,
+            retained: false,
             topic: topic.clone(),
             reply_to: None,
             payload: Bytes::new(),

@@ -60,6 +60,33 @@ async fn a_publisher_that_reconnects_is_told_where_to_resume_and_its_duplicates_
 }
 
 #[tokio::test]
+async fn a_consumer_that_is_gone_for_good_is_forgotten() {
+    let bus = Bus::new().await;
+    let mut store = bus.durable("store", "events.#", vec![]).await;
+    let gone = bus.durable("gone", "events.#", vec![]).await;
+    let mut writer = bus.writer(Log::new()).await;
+    writer.publish(6).await;
+    deliveries(&mut store, 6).await;
+    store.commit(writer.log.stream, Sequence(6), writer.log.epoch).unwrap();
+    assert!(matches!(bus.broker.forget_consumer("gone"), Err(ForgetError::Attached { .. })));
+    drop(gone);
+    until(|| bus.broker.stats().consumers.iter().any(|c| c.name == "gone" && !c.attached)).await;
+    until(|| bus.broker.stats().consumers.iter().any(|c| c.cursors[0].lag == 0)).await;
+    assert_eq!(bus.broker.stats().streams[0].acked, Sequence(0), "it is awaited");
+    bus.broker.forget_consumer("gone").unwrap();
+    writer.acked(6).await;
+    assert!(matches!(bus.broker.forget_consumer("gone"), Err(ForgetError::Unknown { .. })));
+
+    // The last one says so itself.
+    writer.publish(2).await;
+    deliveries(&mut store, 8).await;
+    store.forget();
+    let ack = writer.acked(8).await;
+    assert_eq!(ack.level, AckLevel::Accepted);
+    assert!(bus.broker.stats().consumers.is_empty());
+}
+
+#[tokio::test]
 async fn what_was_received_is_delivered_although_its_publisher_is_gone() {
     let bus = Bus::new().await;
     let _keeps_it = bus.durable("other", "events.#", vec![]).await;

@@ -99,6 +99,18 @@ impl Core {
             }
         }
 
+        if !self.streams.contains_key(&position.stream) {
+            let credit = self.limits.credit_bytes;
+            let held: u64 = self.streams.values().map(|stream| stream.may_hold(credit)).sum();
+            if held.saturating_add(credit) > self.limits.held_bytes_max {
+                return Err(Refusal {
+                    code: RefusalCode::Limit,
+                    retry: true,
+                    reason: "too much is held for durable consumers; try again".to_owned(),
+                });
+            }
+        }
+
         let committed = self.committed_by_all(&position.stream);
         let mut positions: Vec<Committed> = self
             .consumers

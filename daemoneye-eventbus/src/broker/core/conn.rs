@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use daemoneye_lib::stream::StreamId;
 use tokio::sync::Notify;
 
+use super::requests::{Awaited, Bucket};
 use super::topics::TopicSet;
 use crate::broker::stats::Traffic;
 use crate::event::{Ack, Role};
@@ -21,6 +22,8 @@ pub(crate) enum Subscription {
     Live {
         patterns: Vec<TopicPattern>,
         wanted: TopicSet,
+        /// The bytes its subscriber would have it hold.
+        bytes_asked: usize,
         /// Messages wait as whole frames.
         queue: LiveQueue<Bytes>,
     },
@@ -60,6 +63,9 @@ pub(crate) struct Conn {
     /// The broker's aliases this peer has been told.
     pub(crate) declared: TopicSet,
     pub(crate) subscriptions: BTreeMap<u32, Subscription>,
+    /// What it has asked for lately, and what it awaits answers to.
+    pub(crate) requests: Bucket,
+    pub(crate) awaited: Awaited,
     pub(crate) closing: Option<Closing>,
     /// What the peer was told when the broker ended the connection.
     pub(crate) goodbye: Option<GoodbyeCode>,
@@ -67,6 +73,9 @@ pub(crate) struct Conn {
     pub(crate) control: BytesMut,
     /// How many frames `control` holds.
     pub(crate) control_frames: u64,
+    /// How many bytes of them are declarations. There is one for each topic at most, and what
+    /// publishers declare must not cut off their readers.
+    declarations: usize,
     /// Cumulative or repeatable frames: only the newest is kept, so they need no bound.
     pub(crate) ack: Option<Ack>,
     pub(crate) ping: Option<u64>,
@@ -86,10 +95,13 @@ impl Conn {
             aliases: Vec::new(),
             declared: TopicSet::default(),
             subscriptions: BTreeMap::new(),
+            requests: Bucket::default(),
+            awaited: Awaited::default(),
             closing: None,
             goodbye: None,
             control: BytesMut::new(),
             control_frames: 0,
+            declarations: 0,
             ack: None,
             ping: None,
             pong: None,
@@ -108,16 +120,38 @@ impl Conn {
         }
         frame.encode(&mut self.control);
         self.control_frames += 1;
-        if self.control.len() > bytes_max {
+        if self.control.len() - self.declarations > bytes_max {
             tracing::warn!(client = self.name(), "cut off: it does not read its control frames");
-            self.control = BytesMut::new();
-            self.control_frames = 0;
+            self.take_control();
             self.end(&Frame::Goodbye {
                 code: GoodbyeCode::Overflow,
                 reason: "control frames were not read".to_owned(),
             });
         }
         self.wake.notify_one();
+    }
+
+    /// What is to be written before anything else, and how many frames that is.
+    pub(crate) fn take_control(&mut self) -> (Bytes, u64) {
+        self.declarations = 0;
+        (self.control.split().freeze(), std::mem::take(&mut self.control_frames))
+    }
+
+    /// Shares out the bytes that all live subscriptions may hold together, if they have asked for
+    /// more than that.
+    pub(crate) fn share_queues(&mut self, bytes_max: usize) {
+        let live = |subscription: &Subscription| match subscription {
+            Subscription::Live { bytes_asked, .. } => *bytes_asked as u128,
+            Subscription::Durable { .. } => 0,
+        };
+        let asked: u128 = self.subscriptions.values().map(live).sum();
+        let (share, of) =
+            if asked > bytes_max as u128 { (bytes_max as u128, asked) } else { (1, 1) };
+        for subscription in self.subscriptions.values_mut() {
+            if let Subscription::Live { bytes_asked, queue, .. } = subscription {
+                queue.set_bytes_max((*bytes_asked as u128 * share / of) as usize);
+            }
+        }
     }
 
     /// Writes `last` behind what control holds and ends.
@@ -134,10 +168,16 @@ impl Conn {
     }
 
     /// Tells the peer what `alias` means, once.
-    pub(crate) fn declare(&mut self, alias: u16, topic: &Topic, bytes_max: usize) {
+    pub(crate) fn declare(&mut self, alias: u16, topic: &Topic) {
         if !self.declared.contains(alias) {
             self.declared.insert(alias);
-            self.control(&Frame::Declare { alias, topic: topic.clone() }, bytes_max);
+            if self.closing != Some(Closing::Now) {
+                let before = self.control.len();
+                Frame::Declare { alias, topic: topic.clone() }.encode(&mut self.control);
+                self.declarations += self.control.len() - before;
+                self.control_frames += 1;
+                self.wake.notify_one();
+            }
         }
     }
 }

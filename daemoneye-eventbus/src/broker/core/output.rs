@@ -31,9 +31,10 @@ pub(crate) struct Output {
 
 impl Output {
     fn control(&mut self, conn: &mut Conn) {
-        self.frames += std::mem::take(&mut conn.control_frames);
         if !conn.control.is_empty() {
-            self.pieces.push_back(conn.control.split().freeze());
+            let (control, frames) = conn.take_control();
+            self.frames += frames;
+            self.pieces.push_back(control);
         }
     }
 

@@ -54,7 +54,6 @@ impl Core {
 
     /// Matches a new topic against every subscription and tells those who will see it its alias.
     fn announce(&mut self, alias: u16, topic: &Topic) {
-        let control_bytes_max = self.limits.control_bytes_max;
         for (id, conn) in &mut self.conns {
             let mut matched = false;
             for (number, subscription) in &mut conn.subscriptions {
@@ -67,14 +66,14 @@ impl Core {
                 }
             }
             if matched {
-                conn.declare(alias, topic, control_bytes_max);
+                conn.declare(alias, topic);
             }
         }
         for consumer in self.consumers.values_mut() {
             if consumer.patterns.iter().any(|pattern| pattern.matches(topic)) {
                 consumer.wanted.insert(alias);
                 if let Some(conn) = consumer.member.and_then(|(id, _)| self.conns.get_mut(&id)) {
-                    conn.declare(alias, topic, control_bytes_max);
+                    conn.declare(alias, topic);
                 }
             }
         }

@@ -124,6 +124,12 @@ impl Stream {
         self.publisher.is_none() && self.chunks.is_empty()
     }
 
+    /// Bytes it may come to hold, of which its publisher, if there is one, may use all its credit.
+    pub(crate) fn may_hold(&self, credit_bytes: u64) -> u64 {
+        let credit = if self.publisher.is_some() { credit_bytes } else { 0 };
+        self.retained_bytes.max(credit)
+    }
+
     /// The last sequence received or known to lie behind the publisher.
     pub(crate) fn last(&self) -> Sequence {
         self.received.map_or(self.acked, |(sequence, _)| sequence)

@@ -2,16 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use bytes::BytesMut;
 use daemoneye_lib::stream::StreamId;
 
 use super::conn::{Conn, Subscription};
 use super::consumer::{Consumer, Cursor};
+use super::requests::Verdict;
 use super::topics::TopicSet;
 use super::{ConnId, Core, NAME_BYTES_MAX, Refusal, refuse, wants};
+use crate::broker::ForgetError;
 use crate::event::Committed;
 use crate::queue::{LiveQueue, QueueLimits};
 use crate::topic::{TopicPattern, is_segment};
-use crate::wire::{Frame, GoodbyeCode, RefusalCode, Refused, SubscribeFrame, SubscribeKind};
+use crate::wire::{
+    Frame, GoodbyeCode, MessageFrame, RefusalCode, Refused, SubscribeFrame, SubscribeKind,
+};
 
 /// Durable consumers at most, attached or not.
 const CONSUMERS_MAX: usize = 256;
@@ -19,9 +24,16 @@ const CONSUMERS_MAX: usize = 256;
 const PATTERNS_MAX: usize = 256;
 
 impl Core {
-    pub(super) fn subscribe(&mut self, id: ConnId, subscribe: SubscribeFrame) {
+    pub(super) fn subscribe(&mut self, id: ConnId, subscribe: SubscribeFrame, verdict: Verdict) {
         let number = subscribe.subscription;
-        let result = self.try_subscribe(id, subscribe);
+        let result = match verdict {
+            Verdict::Pass => self.try_subscribe(id, subscribe),
+            Verdict::Over | Verdict::Flood => Err(Refusal {
+                code: RefusalCode::Limit,
+                retry: true,
+                reason: format!("more than {} requests a second", self.limits.request_rate),
+            }),
+        };
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let answer = match result {
             Ok(()) => Frame::Subscribed { subscription: number },
@@ -32,7 +44,27 @@ impl Core {
                 reason: refusal.reason,
             }),
         };
+        let subscribed = matches!(answer, Frame::Subscribed { .. });
         conn.control(&answer, self.limits.control_bytes_max);
+        if subscribed {
+            self.give_retained(id, number);
+        }
+    }
+
+    /// What was said before the subscription began and is kept for it.
+    fn give_retained(&mut self, id: ConnId, number: u32) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if let Some(Subscription::Live { patterns, queue, .. }) =
+            conn.subscriptions.get_mut(&number)
+        {
+            for message in self.retained.select(patterns) {
+                let mut frame = BytesMut::new();
+                Frame::Message(MessageFrame { subscription: number, ..message.clone() })
+                    .encode(&mut frame);
+                let bytes = frame.len();
+                queue.push_message(frame.freeze(), bytes);
+            }
+        }
     }
 
     fn try_subscribe(&mut self, id: ConnId, subscribe: SubscribeFrame) -> Result<(), Refusal> {
@@ -64,23 +96,25 @@ impl Core {
         match subscribe.kind {
             SubscribeKind::Live { bytes_max, count_max } => {
                 for alias in &selected {
-                    conn.declare(*alias, self.topics.name(*alias), self.limits.control_bytes_max);
+                    conn.declare(*alias, self.topics.name(*alias));
                     self.topics.route(*alias, (id, number));
                 }
+                let bytes_asked = bytes_max as usize;
                 let queue = LiveQueue::new(QueueLimits {
-                    bytes_max: bytes_max as usize,
+                    bytes_max: bytes_asked,
                     count_max: count_max as usize,
                 });
                 conn.subscriptions.insert(
                     number,
-                    Subscription::Live { patterns: subscribe.patterns, wanted, queue },
+                    Subscription::Live { patterns: subscribe.patterns, wanted, bytes_asked, queue },
                 );
+                conn.share_queues(self.limits.queue_bytes_max);
             }
             SubscribeKind::Durable { name, positions } => {
                 self.attach(id, number, &name, subscribe.patterns, wanted, positions)?;
                 let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
                 for alias in &selected {
-                    conn.declare(*alias, self.topics.name(*alias), self.limits.control_bytes_max);
+                    conn.declare(*alias, self.topics.name(*alias));
                 }
                 conn.subscriptions.insert(number, Subscription::Durable { name });
             }
@@ -185,16 +219,51 @@ impl Core {
         }
     }
 
-    pub(super) fn unsubscribe(&mut self, id: ConnId, number: u32) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+    pub(super) fn unsubscribe(
+        &mut self,
+        id: ConnId,
+        number: u32,
+        forget: bool,
+    ) -> Result<(), Refusal> {
+        let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
         match conn.subscriptions.remove(&number) {
             Some(Subscription::Live { queue, .. }) => {
                 self.missed_gone += queue.missed_total();
+                conn.share_queues(self.limits.queue_bytes_max);
                 self.topics.unroute(|route| *route == (id, number));
             }
-            Some(Subscription::Durable { name }) => self.detach(id, &name),
+            Some(Subscription::Durable { name }) => {
+                self.detach(id, &name);
+                if forget && let Err(error) = self.forget(&name) {
+                    return refuse(RefusalCode::NotAllowed, error.to_string());
+                }
+            }
             None => {}
         }
+        Ok(())
+    }
+
+    /// Forgets a durable consumer that has no member: what it has not committed is no longer held
+    /// for it.
+    pub(crate) fn forget(&mut self, name: &str) -> Result<(), ForgetError> {
+        let error = match self.consumers.get(name) {
+            _ if self.limits.required_consumers.iter().any(|required| required == name) => {
+                ForgetError::Required { name: name.to_owned() }
+            }
+            Some(consumer) if consumer.member.is_some() => {
+                ForgetError::Attached { name: name.to_owned() }
+            }
+            Some(_) => {
+                self.consumers.remove(name);
+                let streams: Vec<StreamId> = self.streams.keys().copied().collect();
+                for stream in streams {
+                    self.acknowledge(stream, false);
+                }
+                return Ok(());
+            }
+            None => ForgetError::Unknown { name: name.to_owned() },
+        };
+        Err(error)
     }
 
     pub(super) fn detach(&mut self, id: ConnId, name: &str) {

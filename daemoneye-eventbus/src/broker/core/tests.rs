@@ -6,11 +6,12 @@ use daemoneye_lib::stream::{Epoch, Sequence};
 mod look;
 
 use super::*;
+use crate::broker::ForgetError;
 use crate::event::{AckLevel, Committed, Position, Role};
 use crate::topic::Topic;
 use crate::wire::{
-    ALIASES_MAX, Entries, FrameDecoder, Hello, MessageFrame, Publish, SubscribeFrame,
-    SubscribeKind, UndeliverableCode, append_entry,
+    ALIASES_MAX, Entries, FrameDecoder, Hello, MESSAGE_BYTES_MAX, MessageFrame, Publish,
+    SubscribeFrame, SubscribeKind, UndeliverableCode, append_entry,
 };
 
 struct Bus {
@@ -25,6 +26,10 @@ fn limits() -> CoreLimits {
         frame_bytes_max: 1 << 20,
         heartbeat_ms: 5000,
         subscriptions_max: 4,
+        queue_bytes_max: 1 << 20,
+        held_bytes_max: 1 << 30,
+        request_rate: 1000,
+        request_burst: 10_000,
         control_bytes_max: 4096,
     }
 }
@@ -53,6 +58,7 @@ enum Seen {
     Refused(RefusalCode),
     Goodbye(GoodbyeCode),
     Message(String),
+    Retained(String),
     Undeliverable(UndeliverableCode),
     Subscribed,
     Welcome(Option<u64>, Vec<u64>),
@@ -89,6 +95,7 @@ impl Bus {
                 Frame::Missed { count, .. } => Seen::Missed(count),
                 Frame::Refused(r) => Seen::Refused(r.code),
                 Frame::Goodbye { code, .. } => Seen::Goodbye(code),
+                Frame::Message(m) if m.retained => Seen::Retained(m.topic.to_string()),
                 Frame::Message(m) => Seen::Message(m.topic.to_string()),
                 Frame::Undeliverable(u) => Seen::Undeliverable(u.code),
                 Frame::Subscribed { .. } => Seen::Subscribed,
@@ -96,7 +103,7 @@ impl Bus {
                     w.committed.map(|c| c.sequence.0),
                     w.positions.iter().map(|p| p.sequence.0).collect(),
                 ),
-                Frame::Declare { .. } => continue,
+                Frame::Declare { .. } | Frame::Pong { .. } => continue,
                 other => panic!("a broker sent {other:?}"),
             });
         }
@@ -594,6 +601,7 @@ fn message(topic_name: &str, reply_to: Option<String>) -> Frame {
     Frame::Message(MessageFrame {
         subscription: 0,
         correlation: 3,
+        retained: false,
         topic: topic(topic_name),
         reply_to: reply_to.map(|text| topic(&text)),
         payload: Bytes::from_static(b"?"),
@@ -659,7 +667,7 @@ fn limits_are_limits() {
         bus.send(id, &Frame::Subscribe(SubscribeFrame { subscription, patterns, kind }));
     }
     assert_eq!(bus.seen(id)[4], Seen::Refused(RefusalCode::Limit));
-    bus.send(id, &Frame::Unsubscribe { subscription: 2 });
+    bus.send(id, &Frame::Unsubscribe { subscription: 2, forget: false });
     assert_eq!(bus.core.stats().live.len(), 3);
 
     let publisher = bus.publisher();
@@ -685,4 +693,280 @@ fn shutdown_lets_peers_take_what_is_queued() {
     assert_eq!(bus.seen(live), [Seen::Goodbye(GoodbyeCode::Shutdown)]);
     assert_eq!(bus.seen(publisher), [Seen::Ack(2, Accepted)]);
     assert_eq!(bus.seen(publisher), [Seen::Goodbye(GoodbyeCode::Shutdown)]);
+}
+
+#[test]
+fn a_consumer_that_is_forgotten_holds_nothing_back() {
+    let mut bus = Bus::new(limits());
+    let store = bus.durable("store", &["#"], None);
+    let gone = bus.durable("gone", &["#"], None);
+    let publisher = bus.publisher();
+    bus.publish(publisher, 0, &[0; 3]);
+    bus.seen(store);
+    bus.commit(store, 2);
+    assert_eq!(bus.seen(publisher), []);
+    let attached = ForgetError::Attached { name: "gone".to_owned() };
+    assert_eq!(bus.core.forget("gone"), Err(attached));
+    bus.send(gone, &Frame::Unsubscribe { subscription: 1, forget: false });
+    assert_eq!(bus.seen(publisher), [], "it is known as long as nobody says otherwise");
+    assert_eq!(bus.core.forget("gone"), Ok(()));
+    assert_eq!(bus.seen(publisher), [Seen::Ack(2, All)]);
+    let unknown = ForgetError::Unknown { name: "gone".to_owned() };
+    assert_eq!(bus.core.forget("gone"), Err(unknown));
+
+    // The last one ends its own life.
+    assert_eq!(bus.send(store, &Frame::Unsubscribe { subscription: 1, forget: true }), Flow::Open);
+    assert_eq!(bus.seen(publisher), [Seen::Ack(3, Accepted)]);
+    let stats = bus.core.stats();
+    assert_eq!((stats.consumers.len(), stats.streams[0].retained_bytes), (0, 0));
+
+    // Should it come back after all, it is a new one: it gets what comes from now on.
+    let store = bus.durable("store", &["#"], None);
+    bus.publish(publisher, 3, &[0]);
+    assert_eq!(bus.seen(store), [Seen::Deliver(3, 4, vec![4])]);
+}
+
+#[test]
+fn a_required_consumer_is_not_forgotten() {
+    let required_consumers = vec!["store".to_owned()];
+    let mut bus = Bus::new(CoreLimits { required_consumers, ..limits() });
+    let store = bus.durable("store", &["#"], None);
+    let publisher = bus.publisher();
+    bus.publish(publisher, 0, &[0]);
+    assert_eq!(bus.send(store, &Frame::Unsubscribe { subscription: 1, forget: true }), Flow::Close);
+    bus.core.disconnect(store);
+    assert!(matches!(bus.core.forget("store"), Err(ForgetError::Required { .. })));
+    assert_eq!(bus.seen(publisher), [], "what it has not got is still held for it");
+}
+
+fn say(topic_name: &str, retained: bool, payload: &[u8]) -> Frame {
+    Frame::Message(MessageFrame {
+        subscription: 0,
+        correlation: 0,
+        retained,
+        topic: topic(topic_name),
+        reply_to: None,
+        payload: Bytes::copy_from_slice(payload),
+    })
+}
+
+#[test]
+fn who_subscribes_later_gets_the_last_retained_message_at_once() {
+    let status = || "control.health.status".to_owned();
+    let mut bus = Bus::new(limits());
+    let early = bus.live(&["control.health.*"], 10);
+    let agent = bus.client(Role::Agent, "agent");
+    bus.send(agent, &say(&status(), true, b"one"));
+    bus.send(agent, &say(&status(), true, b"two"));
+    bus.send(agent, &say("control.collector.lifecycle", false, b"begin"));
+    let news = [Seen::Message(status()), Seen::Message(status())];
+    assert_eq!(bus.seen(early), news, "to those who are there it is news");
+
+    // It outlives the connection that said it.
+    bus.core.disconnect(agent);
+    let late = bus.client(Role::Subscriber, "late");
+    let kind = SubscribeKind::Live { bytes_max: 1 << 20, count_max: 10 };
+    assert_eq!(
+        bus.subscribe(late, &["control.#"], kind.clone()),
+        [Seen::Subscribed, Seen::Retained(status())]
+    );
+    let elsewhere = bus.client(Role::Subscriber, "elsewhere");
+    assert_eq!(
+        bus.subscribe(elsewhere, &["control.collector.*"], kind.clone()),
+        [Seen::Subscribed]
+    );
+
+    let agent = bus.client(Role::Agent, "agent");
+    bus.send(agent, &say(&status(), true, b""));
+    assert_eq!(bus.seen(late), [Seen::Message(status())]);
+    let latest = bus.client(Role::Subscriber, "latest");
+    assert_eq!(
+        bus.subscribe(latest, &["control.#"], kind),
+        [Seen::Subscribed],
+        "it was taken back"
+    );
+}
+
+#[test]
+fn only_the_agent_retains_and_only_what_is_no_request() {
+    let mut bus = Bus::new(limits());
+    let agent = bus.client(Role::Agent, "agent");
+    let collector = bus.client(Role::Collector, "me");
+    bus.send(collector, &say("control.health.heartbeat.me", true, b"x"));
+    assert_eq!(bus.seen(collector), [Seen::Undeliverable(UndeliverableCode::NotAllowed)]);
+    bus.send(agent, &say("reply.1", true, b"x"));
+    assert_eq!(bus.seen(agent), [Seen::Undeliverable(UndeliverableCode::NotAllowed)]);
+    bus.send(agent, &say("events.process.start", true, b"x"));
+    assert_eq!(bus.seen(agent), [Seen::Undeliverable(UndeliverableCode::NotAllowed)]);
+    let Frame::Message(request) = message("control.a", Some(format!("reply.{}", agent.0))) else {
+        unreachable!("it is a message")
+    };
+    bus.send(agent, &Frame::Message(MessageFrame { retained: true, ..request }));
+    assert_eq!(bus.seen(agent), [Seen::Undeliverable(UndeliverableCode::NotAllowed)]);
+    let late = bus.client(Role::Subscriber, "late");
+    let kind = SubscribeKind::Live { bytes_max: 1 << 20, count_max: 10 };
+    assert_eq!(bus.subscribe(late, &["#"], kind), [Seen::Subscribed], "nothing is kept");
+}
+
+#[test]
+fn requests_beyond_the_rate_are_turned_down_and_a_flood_is_refused() {
+    use UndeliverableCode::{Limit, NoResponder};
+    let mut bus = Bus::new(CoreLimits { request_rate: 10, request_burst: 3, ..limits() });
+    let asker = bus.client(Role::Subscriber, "asker");
+    let other = bus.client(Role::Subscriber, "other");
+    let ask = |id: ConnId| message("control.health.status", Some(format!("reply.{}", id.0)));
+    let times = |bus: &mut Bus, id, times: usize| {
+        let flows: Vec<Flow> = (0..times).map(|_| bus.send(id, &ask(id))).collect();
+        (bus.seen(id), flows.last() == Some(&Flow::Open))
+    };
+    let answers = |codes: &[UndeliverableCode]| -> Vec<Seen> {
+        codes.iter().map(|code| Seen::Undeliverable(*code)).collect()
+    };
+    let some = answers(&[NoResponder, NoResponder, NoResponder, Limit]);
+    assert_eq!(times(&mut bus, asker, 4), (some, true));
+    // A subscription is a request, too; a ping is not.
+    let kind = SubscribeKind::Live { bytes_max: 1000, count_max: 10 };
+    assert_eq!(bus.subscribe(asker, &["#"], kind), [Seen::Refused(RefusalCode::Limit)]);
+    assert_eq!(bus.send(asker, &Frame::Ping { token: 1 }), Flow::Open);
+    let (answered, open) = times(&mut bus, other, 3);
+    assert_eq!((answered, open), (answers(&[NoResponder; 3]), true), "to each its own");
+
+    bus.core.set_time(Duration::from_millis(350));
+    assert_eq!(times(&mut bus, asker, 2), (answers(&[NoResponder, Limit]), true));
+    let (seen, open) = times(&mut bus, asker, 10);
+    assert_eq!((seen.last(), open), (Some(&Seen::Refused(RefusalCode::Limit)), false));
+
+    let agent = bus.client(Role::Agent, "agent");
+    let many = answers(&[NoResponder; 20]);
+    assert_eq!(times(&mut bus, agent, 20), (many, true), "the host's own process is not limited");
+}
+
+/// A collector could fill the reply queue of any other connection until that was cut off.
+#[test]
+fn answers_nobody_awaits_reach_nobody() {
+    let mut bus = Bus::new(limits());
+    let asker = bus.client(Role::Subscriber, "asker");
+    let agent = bus.client(Role::Agent, "agent");
+    let collector = bus.client(Role::Collector, "me");
+    let kind = SubscribeKind::Live { bytes_max: 1000, count_max: 10 };
+    bus.subscribe(agent, &["control.health.status"], kind);
+    let reply = format!("reply.{}", asker.0);
+    for _ in 0..1000 {
+        bus.send(collector, &message(&reply, None));
+    }
+    assert_eq!(bus.seen(asker), []);
+    bus.send(asker, &message("control.health.status", Some(reply.clone())));
+    for _ in 0..1000 {
+        bus.send(agent, &message(&reply, None));
+    }
+    assert_eq!(bus.seen(asker), [Seen::Message(reply)], "the first answer is the answer");
+}
+
+#[test]
+fn messages_have_a_greatest_length() {
+    let mut bus = Bus::new(limits());
+    let agent = bus.client(Role::Agent, "agent");
+    let live = bus.live(&["#"], 10);
+    let mut long = vec![0; MESSAGE_BYTES_MAX + 1];
+    let frame = |payload: &[u8]| say("control.x", false, payload);
+    // As it comes from a decoder with a larger limit than the test's.
+    let mut bytes = BytesMut::new();
+    frame(&long).encode(&mut bytes);
+    let mut decoder = FrameDecoder::new(1 << 24);
+    decoder.buffer().extend_from_slice(&bytes);
+    let raw = decoder.next_frame().unwrap().unwrap();
+    bus.core.receive(agent, raw);
+    assert_eq!(bus.seen(agent), [Seen::Undeliverable(UndeliverableCode::Limit)]);
+    assert_eq!(bus.seen(live), []);
+    long.clear();
+    bus.send(agent, &frame(&long));
+    assert_eq!(bus.seen(live), [Seen::Message("control.x".to_owned())]);
+}
+
+#[test]
+fn the_queues_of_a_connection_share_its_bytes() {
+    let mut bus = Bus::new(CoreLimits { queue_bytes_max: 1000, ..limits() });
+    let id = bus.client(Role::Subscriber, "many");
+    let subscribe = |bus: &mut Bus, subscription, bytes_max| {
+        let kind = SubscribeKind::Live { bytes_max, count_max: 1000 };
+        let patterns = vec!["#".parse().unwrap()];
+        bus.send(id, &Frame::Subscribe(SubscribeFrame { subscription, patterns, kind }));
+    };
+    let queued = |bus: &Bus| -> Vec<usize> {
+        bus.core.stats().live.iter().map(|live| live.queued_bytes).collect()
+    };
+    subscribe(&mut bus, 1, u32::MAX);
+    let publisher = bus.publisher();
+    for n in 0..100 {
+        bus.publish(publisher, n, &[0]);
+    }
+    assert_eq!(queued(&bus), [23 * 42], "no more than the connection may hold");
+    subscribe(&mut bus, 2, u32::MAX);
+    assert_eq!(queued(&bus), [11 * 42, 0], "room is made for the second");
+    for n in 100..200 {
+        bus.publish(publisher, n, &[0]);
+    }
+    assert_eq!(queued(&bus), [11 * 42, 11 * 42]);
+    bus.send(id, &Frame::Unsubscribe { subscription: 1, forget: false });
+    for n in 200..300 {
+        bus.publish(publisher, n, &[0]);
+    }
+    assert_eq!(queued(&bus), [23 * 42], "what the first had is the second's");
+    subscribe(&mut bus, 3, 100);
+    subscribe(&mut bus, 4, 100);
+    let missed: u64 = bus.core.stats().live.iter().map(|live| live.missed_total).sum();
+    assert_eq!(missed, 300 - 23 - 100, "and what was dropped is counted");
+}
+
+/// One publisher's topics filled the queues of control frames, and every reader was cut off.
+#[test]
+fn declarations_do_not_cut_off_their_readers() {
+    let mut bus = Bus::new(CoreLimits { control_bytes_max: 500, ..limits() });
+    let live = bus.live(&["#"], 10);
+    let publisher = bus.publisher();
+    for alias in 2..200 {
+        let topic = topic(&format!("events.n{alias}"));
+        bus.send(publisher, &Frame::Declare { alias, topic });
+    }
+    bus.publish(publisher, 0, &[0]);
+    assert_eq!(bus.send(live, &Frame::Ping { token: 1 }), Flow::Open);
+    bus.send(live, &Frame::Unsubscribe { subscription: 7, forget: false });
+    let kind = SubscribeKind::Live { bytes_max: 1000, count_max: 10 };
+    let again = bus.subscribe(live, &["#"], kind);
+    let expected = [Seen::Refused(RefusalCode::Protocol), Seen::Deliver(0, 1, vec![1])];
+    assert_eq!(again, expected, "its number is taken; it stays connected");
+}
+
+#[test]
+fn publishers_are_let_in_as_long_as_their_credit_fits() {
+    let mut bus = Bus::new(CoreLimits { held_bytes_max: 2500, ..limits() });
+    let store = bus.durable("store", &["#"], None);
+    let other = |bus: &mut Bus, n: u8| {
+        let position = Position {
+            stream: StreamId::from_bytes([n; 16]),
+            epoch: EPOCH,
+            first_unacknowledged: Sequence(1),
+            last: Sequence(0),
+        };
+        let id = bus.hello(Role::Collector, "other", Some(position));
+        (id, bus.seen(id))
+    };
+    let first = bus.publisher();
+    bus.publish_as(first, EPOCH, 0, &[0], 900);
+    let (second, seen) = other(&mut bus, 1);
+    assert_eq!(seen, [Seen::Welcome(None, vec![])]);
+    assert_eq!(other(&mut bus, 2).1, [Seen::Refused(RefusalCode::Limit)]);
+    // Whoever leaves takes its credit along, but not what is held of it.
+    bus.core.disconnect(second);
+    bus.core.disconnect(first);
+    let (third, seen) = other(&mut bus, 2);
+    assert_eq!(seen, [Seen::Welcome(None, vec![])]);
+    assert_eq!(other(&mut bus, 3).1, [Seen::Refused(RefusalCode::Limit)]);
+    // A stream that is known comes back whatever is held.
+    let first = bus.publisher_at(EPOCH, 1, 1);
+    assert_eq!(bus.seen(first), [Seen::Welcome(None, vec![1])]);
+    bus.core.disconnect(third);
+    bus.seen(store);
+    bus.commit(store, 1);
+    assert_eq!(other(&mut bus, 3).1, [Seen::Welcome(None, vec![])]);
 }

@@ -140,7 +140,7 @@ fn what_an_ended_subscription_missed_still_counts() {
     let publisher = bus.publisher();
     bus.publish(publisher, 0, &[0, 0, 0]);
     assert_eq!((bus.core.stats().live[0].queued_events, bus.core.stats().missed_total), (1, 2));
-    bus.send(live, &Frame::Unsubscribe { subscription: 1 });
+    bus.send(live, &Frame::Unsubscribe { subscription: 1, forget: false });
     let stats = bus.core.stats();
     assert!(stats.live.is_empty());
     assert_eq!(stats.missed_total, 2);
