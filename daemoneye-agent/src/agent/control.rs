@@ -31,8 +31,8 @@ use crate::supervisor::{Connections, SupervisorStatus};
 /// How long a collector may take to answer a request.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether a collector has become silent.
-const LOOK_FOR_SILENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether a collector has become silent, and the status is said.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Registrations waiting to be noted by a store that cannot write.
 const NOTES: usize = 64;
@@ -125,7 +125,7 @@ impl Control {
         let (notes, noted) = mpsc::channel(NOTES);
         // A task of its own: a store that cannot write for a while must not keep us from answering.
         let noting = tokio::spawn(note(self.store.clone(), noted));
-        let mut look = interval(LOOK_FOR_SILENCE);
+        let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -143,7 +143,10 @@ impl Control {
                                    break;
                                }
                            },
-                           _ = look.tick() => self.collectors.newly_silent().iter().for_each(tell_silence),
+                           _ = look.tick() => {
+                               self.collectors.newly_silent().iter().for_each(tell_silence);
+                               self.tell_status().await;
+                           }
                        }
         }
         noting.abort();
@@ -152,7 +155,10 @@ impl Control {
     async fn take(&self, message: &Message, notes: &mpsc::Sender<(StreamId, String)>) {
         let topic = message.topic.as_str();
         if topic == topics::HEALTH_STATUS {
-            self.answer(message, &self.status()).await;
+            // What is no request is our own word, which we hear as well.
+            if message.reply_to.is_some() {
+                self.answer(message, &self.status()).await;
+            }
         } else if topic == topics::REGISTRATION {
             self.register(message, notes).await;
         } else {
@@ -221,6 +227,14 @@ impl Control {
     async fn answer(&self, message: &Message, answer: &impl Serialize) {
         if let Err(error) = self.client.reply(message, encode(answer)).await {
             warn!(error = chain(&error), "an answer cannot be sent");
+        }
+    }
+
+    /// The status for everybody who listens, now or later.
+    async fn tell_status(&self) {
+        let Ok(topic) = Topic::new(topics::HEALTH_STATUS) else { return };
+        if let Err(error) = self.client.send_retained(&topic, encode(&self.status())).await {
+            debug!(error = chain(&error), "the status cannot be told");
         }
     }
 

@@ -287,12 +287,22 @@ async fn a_collector_is_told_to_begin_and_shows_in_the_status() {
             break status;
         }
         assert!(Instant::now() < deadline, "{status:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     };
     assert_eq!(status.agent.pid, std::process::id());
     assert_eq!(status.collectors[0].collector_id, "procmond");
     assert!(status.collectors[0].connected);
     assert_eq!(status.store.figures.streams[0].stream, log.stream);
     assert!(status.broker["consumers"][0]["attached"].as_bool().unwrap());
+
+    // Who only listens hears it without asking.
+    let patterns = [daemoneye_eventbus::TopicPattern::from(&topic)];
+    let mut listener = asker.subscribe(&patterns, Default::default()).await.unwrap();
+    let first = timeout(PATIENCE, listener.next()).await.expect("a status in time").unwrap();
+    let daemoneye_eventbus::LiveItem::Message(said) = first else { panic!("{first:?}") };
+    assert!(said.retained && said.reply_to.is_none(), "{said:?}");
+    let said: AgentStatus = serde_json::from_slice(&said.payload).unwrap();
+    assert_eq!(said.agent.pid, std::process::id());
 
     // Asked to end by the supervisor, over the bus.
     let connections = BusConnections::new(Arc::clone(&bench.broker), client, collectors);
