@@ -5,6 +5,7 @@
 
 mod agent;
 mod bins;
+mod broker;
 mod children;
 mod feeder;
 mod guarded;
@@ -16,6 +17,7 @@ mod wait;
 
 pub use agent::{Agent, AgentBuilder, lock_holder};
 pub use bins::bin;
+pub use broker::BrokerProcess;
 pub use children::Marked;
 pub use feeder::Feeder;
 pub use guarded::Guarded;

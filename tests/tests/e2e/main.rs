@@ -4,6 +4,7 @@
 
 mod bad_start;
 mod broker_away;
+mod broker_faults;
 mod flipped_byte;
 mod killed;
 mod log_replaced;
