@@ -97,7 +97,7 @@ impl StateDir {
     /// The broker's socket, where no other was configured.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.root.join("broker.sock")
+        self.root.join(daemoneye_lib::paths::BROKER_SOCKET_FILE)
     }
 
     /// The directory of procmond's log, where no other was configured.

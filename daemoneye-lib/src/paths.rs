@@ -10,6 +10,9 @@ pub const WAL_LOCK_FILE: &str = "procmond.lock";
 /// The directory below the state directory that procmond's log is in.
 pub const WAL_DIR: &str = "wal";
 
+/// The broker's socket in the state directory, where no other was configured.
+pub const BROKER_SOCKET_FILE: &str = "broker.sock";
+
 /// The variable that says where the broker's socket is.
 pub const BROKER_SOCKET_VARIABLE: &str = "DAEMONEYE_BROKER_SOCKET";
 
