@@ -9,6 +9,8 @@ mod admission;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod connection_cut;
+#[cfg(test)]
 mod control;
 #[cfg(test)]
 mod farewell;
