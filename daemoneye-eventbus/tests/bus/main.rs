@@ -13,6 +13,8 @@ mod connection_cut;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod crowd;
+#[cfg(test)]
 mod farewell;
 #[cfg(test)]
 mod hostile_peers;
