@@ -14,4 +14,5 @@ mod readme;
 mod reconciled;
 mod secrets_never_leave;
 mod slow_live_subscriber;
+mod stuck_peers;
 mod torn_tail;
