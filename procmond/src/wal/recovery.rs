@@ -192,7 +192,7 @@ impl Reading {
                         report.damage.push(LostRange { first, last, reason: LostReason::Damaged });
                     }
                 }
-                if !segment::has_whole_header(&*file, &found.path)? {
+                if !segment::has_whole_header(&*file, &found.path, found.number)? {
                     // Its label was found in a control record, which may be cut off now.
                     segment::mend_header(&*file, &found.path, &label)?;
                 }

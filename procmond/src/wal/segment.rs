@@ -185,12 +185,13 @@ pub(crate) fn read_label(
     number: u64,
 ) -> Result<Option<Label>, WalError> {
     match header_of(file, path)? {
-        // A copy of another segment under this name has records that belong to that number.
-        Header::Whole(label) => Ok((label.segment == number).then_some(label)),
+        Header::Whole(label) if label.segment == number => Ok(Some(label)),
         Header::Unknown { version, codec } => {
             Err(WalError::UnknownFormat { path: path.to_owned(), version, codec })
         }
-        Header::Damaged => label_of_controls(file, path, number),
+        // A block of another segment may have been written over this one's. A copy of that segment
+        // has only records that belong to it.
+        Header::Whole(_) | Header::Damaged => label_of_controls(file, path, number),
     }
 }
 
@@ -254,8 +255,12 @@ fn label_of_controls(
 }
 
 /// Whether a segment's label stands in its header, and not only in a copy of it.
-pub(crate) fn has_whole_header(file: &dyn StorageFile, path: &Path) -> Result<bool, WalError> {
-    Ok(matches!(header_of(file, path)?, Header::Whole(_)))
+pub(crate) fn has_whole_header(
+    file: &dyn StorageFile,
+    path: &Path,
+    number: u64,
+) -> Result<bool, WalError> {
+    Ok(matches!(header_of(file, path)?, Header::Whole(label) if label.segment == number))
 }
 
 fn header_of(file: &dyn StorageFile, path: &Path) -> Result<Header, WalError> {

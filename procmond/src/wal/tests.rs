@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
-use super::format::{Label, Rest, encode_frame, salt_frame};
+use super::format::{HEADER_BYTES, Label, Rest, encode_frame, salt_frame};
 use super::segment::EMPTY_BYTES;
 use super::storage::faulty::{Fault, Faulty, Op};
 use super::wait::block_on;
@@ -457,4 +457,28 @@ fn s1_a_payload_does_not_say_what_a_segment_is() {
     let (log, recovery) = WriteAheadLog::open(dir.path(), WalOptions::default()).unwrap();
     assert_eq!((log.stream(), log.last(), log.watermark()), (stream, Sequence(3), Sequence::NONE));
     assert!(recovery.damage.is_empty(), "{recovery:?}");
+}
+
+/// What was written over a segment's header was another segment's, and so the whole segment was
+/// taken for lost, though its control records say what it is.
+#[test]
+fn w4_the_header_of_another_segment_costs_no_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..WalOptions::default() };
+    let (log, _) = WriteAheadLog::open(dir.path(), options.clone()).unwrap();
+    for _ in 0..20 {
+        block_on(log.append(1, 0, &[1; 500])).unwrap();
+    }
+    log.close().unwrap();
+
+    let path = |number| dir.path().join(format!("procmond-{number:05}.wal"));
+    let mut bytes = std::fs::read(path(2)).unwrap();
+    bytes[..HEADER_BYTES].copy_from_slice(&std::fs::read(path(1)).unwrap()[..HEADER_BYTES]);
+    std::fs::write(path(2), bytes).unwrap();
+    let (log, recovery) = WriteAheadLog::open(dir.path(), options).unwrap();
+    assert!(recovery.foreign.is_empty(), "{recovery:?}");
+    let mut reader = log.reader(Sequence::FIRST);
+    let entries = reader.next_batch(1 << 20).unwrap();
+    assert!(entries.iter().all(|entry| matches!(entry, Entry::Record(_))), "{entries:?}");
+    assert_eq!(entries.len(), 20);
 }

@@ -54,7 +54,7 @@ fn options(dir: &Path, compression: Compression) -> ArchiveOptions {
 fn read(path: &Path) -> (Vec<u64>, Sequence) {
     let archive = open_unpacked(&OsStorage, path).unwrap();
     let file = archive.file();
-    assert!(segment::has_whole_header(file, path).unwrap());
+    assert!(segment::has_whole_header(file, path, 1).unwrap());
     let label = segment::read_label(file, path, 1).unwrap().unwrap();
     let contents = segment::read_contents(file, path, &label, Ends::Left).unwrap();
     for hole in &contents.damage {

@@ -360,12 +360,12 @@ impl Found {
         };
         let file = opened.file();
         let failed = |source| WalError::io("read", &path, source);
-        let header_whole = segment::has_whole_header(file, &path)?;
         let number = match number {
             Some(number) => number,
             // A name that says nothing: then the header has to.
             None => header_number(file).map_err(failed)?.unwrap_or_default(),
         };
+        let header_whole = segment::has_whole_header(file, &path, number)?;
         let label = segment::read_label(file, &path, number)?;
         let bytes = opened.stored_bytes().map_err(failed)?;
         progress.expect(bytes);
