@@ -150,6 +150,8 @@ struct Reading {
     segments: VecDeque<Segment>,
     epochs: Vec<(Sequence, Epoch)>,
     last: Sequence,
+    /// Records that may have stood behind that one, if the end of its segment is damaged.
+    beyond: u64,
     /// The label with the highest watermark, of the newest epoch.
     newest: Option<Label>,
 }
@@ -176,6 +178,7 @@ impl Reading {
         }
         self.learn(&label);
         let mut bytes = found.bytes;
+        let mut beyond = 0;
         // A segment before the end, before an unreadable or a missing one has to be read: nothing
         // else says where it ends.
         let next = follower.filter(|follower| follower.number == found.number + 1);
@@ -197,6 +200,7 @@ impl Reading {
                     segment::mend_header(&*file, &found.path, &label)?;
                 }
                 bytes = contents.torn.start;
+                beyond = (contents.length - bytes) / FRAME_BYTES as u64;
                 if follower.is_none() && contents.unproven < bytes {
                     segment::rewrite(&*file, &found.path, contents.unproven..bytes)?;
                 }
@@ -220,6 +224,7 @@ impl Reading {
             key: Some(SegmentKey { salt: label.salt, epoch: label.epoch }),
         });
         self.last = self.last.max(last);
+        self.beyond = beyond;
         Ok(())
     }
 
@@ -235,7 +240,7 @@ impl Reading {
         let mut first = self.last.next();
         let last = match next_first {
             Some(next) => next.prev().max(self.last),
-            None => Sequence(self.last.0 + records),
+            None => Sequence(self.last.0 + self.beyond + records),
         };
         if self.segments.is_empty() && next_first.is_some() {
             // Nothing says where it began: it is the oldest.
@@ -257,6 +262,7 @@ impl Reading {
             key: None,
         });
         self.last = last;
+        self.beyond = 0;
     }
 
     fn lose(&mut self, first: Sequence, last: Sequence, reason: LostReason, report: &mut Recovery) {

@@ -482,3 +482,26 @@ fn w4_the_header_of_another_segment_costs_no_record() {
     assert!(entries.iter().all(|entry| matches!(entry, Entry::Record(_))), "{entries:?}");
     assert_eq!(entries.len(), 20);
 }
+
+/// With the newest segment unreadable and the end of the one before damaged too, sequences that had
+/// receipts were given again.
+#[test]
+fn w6_sequences_behind_a_damaged_end_are_not_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..WalOptions::default() };
+    let (log, _) = WriteAheadLog::open(dir.path(), options.clone()).unwrap();
+    for _ in 0..10 {
+        block_on(log.append(1, 0, &[1; 500])).unwrap();
+    }
+    let last = log.last();
+    assert_eq!(log.stats().segments, 2);
+    log.close().unwrap();
+
+    let path = |number| dir.path().join(format!("procmond-{number:05}.wal"));
+    let mut bytes = std::fs::read(path(1)).unwrap();
+    bytes[1000..].fill(0);
+    std::fs::write(path(1), bytes).unwrap();
+    std::fs::write(path(2), [0; 300]).unwrap();
+    let (log, recovery) = WriteAheadLog::open(dir.path(), options).unwrap();
+    assert!(log.last() >= last, "{recovery:?}");
+}
