@@ -391,6 +391,7 @@ fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
             }
         }
     }
+    doubt(storage, &mut segments)?;
     // A new stream has begun once its first segment has its name: the rest follows, and the stream
     // it replaces goes. Before that it never was.
     let newest = segments.iter().rev().find_map(|segment| segment.label);
@@ -424,6 +425,31 @@ fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
     }
     storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
     Ok(segments)
+}
+
+/// Believes no control record about what stream its segment is of, against what headers say: with
+/// the header and the control records of a segment gone, one may be found in a payload.
+fn doubt(storage: &dyn Storage, segments: &mut [Found]) -> Result<(), WalError> {
+    let mut streams = segments.iter().filter_map(|segment| segment.label).map(|l| l.stream);
+    let first = streams.next();
+    if streams.all(|stream| Some(stream) == first) {
+        return Ok(());
+    }
+    let mut vouched = Vec::new();
+    for segment in &*segments {
+        let file = segment.open(storage)?;
+        if segment::has_whole_header(&*file, &segment.path, segment.number)? {
+            vouched.extend(segment.label.map(|label| label.stream));
+        }
+    }
+    for segment in segments {
+        if !vouched.is_empty() && segment.label.is_some_and(|l| !vouched.contains(&l.stream)) {
+            let file = segment.open(storage)?;
+            let (path, number) = (&segment.path, segment.number);
+            segment.label = segment::label_of_controls(&*file, path, number, &vouched)?;
+        }
+    }
+    Ok(())
 }
 
 /// Asks a segment who it is.

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use daemoneye_lib::stream::{Sequence, wall_clock_ns};
+use daemoneye_lib::stream::{Sequence, StreamId, wall_clock_ns};
 
 use super::WalError;
 use super::format::{
@@ -191,19 +191,20 @@ pub(crate) fn read_label(
         }
         // A block of another segment may have been written over this one's. A copy of that segment
         // has only records that belong to it.
-        Header::Whole(_) | Header::Damaged => label_of_controls(file, path, number),
+        Header::Whole(_) | Header::Damaged => label_of_controls(file, path, number, &[]),
     }
 }
 
-/// What a segment's control records say.
+/// What a segment's control records say, those of these streams if there are any.
 ///
 /// A control record names the salt that it is written with, so what somebody has put into a payload
 /// may look like one. But payloads stand in frames: of several labels the one is right whose
 /// frames enclose the others', and so come to more bytes.
-fn label_of_controls(
+pub(crate) fn label_of_controls(
     file: &dyn StorageFile,
     path: &Path,
     number: u64,
+    streams: &[StreamId],
 ) -> Result<Option<Label>, WalError> {
     /// Each takes reading the file.
     const LABELS_MAX: usize = 8;
@@ -218,6 +219,7 @@ fn label_of_controls(
                 if let Some(codec) = codec_of(scanner.frame()).filter(|&c| c != PAYLOAD_CODEC) {
                     unknown = unknown.or(Some(codec));
                 } else if let Some(label) = scanner.label()
+                    && (streams.is_empty() || streams.contains(&label.stream))
                     && labels.len() < LABELS_MAX
                     && labels.iter().all(|known| known.salt != label.salt)
                 {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
-use super::format::{HEADER_BYTES, Label, Rest, encode_frame, salt_frame};
+use super::format::{FRAME_BYTES, HEADER_BYTES, Label, Rest, encode_frame, salt_frame};
 use super::segment::EMPTY_BYTES;
 use super::storage::faulty::{Fault, Faulty, Op};
 use super::wait::block_on;
@@ -457,6 +457,44 @@ fn s1_a_payload_does_not_say_what_a_segment_is() {
     let (log, recovery) = WriteAheadLog::open(dir.path(), WalOptions::default()).unwrap();
     assert_eq!((log.stream(), log.last(), log.watermark()), (stream, Sequence(3), Sequence::NONE));
     assert!(recovery.damage.is_empty(), "{recovery:?}");
+}
+
+/// One that named the log's own stream as replaced had the log removed when it was opened.
+#[test]
+fn s1_a_payload_does_not_say_what_a_stream_replaces() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 4096, ..WalOptions::default() };
+    let (log, _) = WriteAheadLog::open(dir.path(), options.clone()).unwrap();
+    for _ in 0..3 {
+        block_on(log.append(1, 0, &[1; 3000])).unwrap();
+    }
+    let forged = Label {
+        stream: StreamId::from_bytes([7; 16]),
+        replaces: Some(log.stream()),
+        segment: 4,
+        salt: 77,
+        first: Sequence(1),
+        watermark: Sequence(1 << 40),
+        watermark_epoch: None,
+        epoch: Epoch::from_u64(u64::MAX),
+        epoch_first: Sequence(1),
+        rest: Rest::Nothing,
+    };
+    let mut payload = vec![0; 3000];
+    payload.extend(forged.to_control(Sequence(0), 0, 1));
+    block_on(log.append(1, 0, &payload)).unwrap();
+    let stream = log.stream();
+    log.close().unwrap();
+
+    let path = dir.path().join("procmond-00004.wal");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let from = EMPTY_BYTES as usize + FRAME_BYTES;
+    bytes[..from].fill(0);
+    bytes.truncate(from + payload.len());
+    std::fs::write(&path, bytes).unwrap();
+    let (log, recovery) = WriteAheadLog::open(dir.path(), options).unwrap();
+    assert_eq!((log.stream(), log.watermark()), (stream, Sequence::NONE), "{recovery:?}");
+    assert!(recovery.first == Sequence(1) && recovery.damage[0].first == Sequence(4));
 }
 
 /// What was written over a segment's header was another segment's, and so the whole segment was
