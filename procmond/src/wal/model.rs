@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
+mod archives;
 mod expect;
 mod found;
 mod history;

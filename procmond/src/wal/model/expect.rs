@@ -1,5 +1,7 @@
 //! What must be true of a log, and whether it is.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
@@ -7,6 +9,8 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 use super::super::format::{self, FRAME_BYTES, FrameHead, Label, Rest};
 use super::super::storage::sim::SimDisk;
 use super::super::{Entry, LostRange, Recovery, SyncMode, WalError, WalReader, WriteAheadLog};
+
+use super::archives::{Archive, archived};
 
 /// What was found wrong, in words.
 pub(super) type Checked<T = ()> = Result<T, String>;
@@ -31,9 +35,22 @@ pub(super) struct Known {
     pub(super) epoch: Option<Epoch>,
     /// A disk that lied has lost it.
     pub(super) lost: bool,
+    /// It was in the log or in an archive when the log was last opened, or came after that.
+    pub(super) kept: bool,
+    /// It was in the log when that was last opened.
+    held: bool,
 }
 
 impl Known {
+    pub(super) fn new(id: u64, len: u32, epoch: Epoch) -> Self {
+        Self { id, len, epoch: Some(epoch), lost: false, kept: true, held: false }
+    }
+
+    /// A record that a lie has made up.
+    const fn unknown() -> Self {
+        Self { id: 0, len: 0, epoch: None, lost: true, kept: false, held: false }
+    }
+
     pub(super) fn kind(&self) -> u8 {
         1 + (self.id % 200) as u8
     }
@@ -117,6 +134,10 @@ pub(super) struct Expect {
     pub(super) lies: Vec<Lie>,
     /// A lie has cost a header: that file is nobody's from then on.
     foreign: bool,
+    /// A disk that lied about more than records was known when the log was last opened.
+    lied_deep: bool,
+    /// Archives that a lie has made other than they should be.
+    spoiled: BTreeSet<String>,
 }
 
 impl Expect {
@@ -141,20 +162,21 @@ impl Expect {
         Ok(())
     }
 
+    fn is_lied_about(&self, sequence: u64) -> bool {
+        self.lies.iter().any(|lie| match lie {
+            Lie::About { after, upto, .. } => *after < sequence && sequence <= *upto,
+            Lie::Deep => true,
+        })
+    }
+
     /// Whether some of this may be lost without anybody's fault but the disk's.
     fn may_be_lost(&self, first: u64, last: u64) -> bool {
         let known = |sequence: u64| {
             self.records.get(sequence as usize - 1).is_some_and(|record| record.lost)
         };
-        let lied_about = |sequence: u64| {
-            self.lies.iter().any(|lie| match lie {
-                Lie::About { after, upto, .. } => *after < sequence && sequence <= *upto,
-                Lie::Deep => true,
-            })
-        };
         // It might as well have been deleted.
         let acknowledged = |sequence| sequence <= self.watermark_max;
-        (first..=last).all(|s| known(s) || lied_about(s) || acknowledged(s))
+        (first..=last).all(|s| known(s) || self.is_lied_about(s) || acknowledged(s))
     }
 
     /// The power goes.
@@ -189,6 +211,7 @@ impl Expect {
     ) -> Checked {
         let deep = self.lies.iter().any(|lie| matches!(lie, Lie::Deep));
         self.foreign |= deep;
+        self.lied_deep = deep;
         let stream = log.stream();
         match self.stream {
             Some(old) if old == stream => {
@@ -205,9 +228,11 @@ impl Expect {
             }
             Some(old) => {
                 must!(deep, "W1: stream {old} is gone, and {stream} in its place");
-                let (lies, foreign) = (std::mem::take(&mut self.lies), self.foreign);
                 let before = self.take_replaced(stream).unwrap_or_default();
-                *self = Self { lies, foreign, next_stream: None, ..before };
+                let now = std::mem::replace(self, before);
+                self.next_stream = None;
+                (self.lies, self.spoiled) = (now.lies, now.spoiled);
+                (self.foreign, self.lied_deep) = (now.foreign, now.lied_deep);
             }
         }
         self.stream = Some(stream);
@@ -221,8 +246,7 @@ impl Expect {
         }
         if last > submitted {
             must!(deep, "W2: {last} was never submitted, {submitted} was the last");
-            let unknown = Known { id: 0, len: 0, epoch: None, lost: true };
-            self.records.resize(last as usize, unknown);
+            self.records.resize(last as usize, Known::unknown());
         }
         self.records.truncate(last as usize);
         let (min, max) = (self.watermark_min, self.watermark_max);
@@ -301,6 +325,12 @@ impl Expect {
                 }
             }
         }
+        for (at, &held) in held.iter().enumerate() {
+            let lied_about = self.is_lied_about(at as u64 + 1);
+            let known = &mut self.records[at];
+            known.held = held;
+            known.kept &= held || !lied_about;
+        }
         if after_power_cut {
             // What was acknowledged and deleted may come back.
             let open = self.watermark_max as usize;
@@ -309,6 +339,83 @@ impl Expect {
             }
         }
         Ok(())
+    }
+
+    /// Checks what archives hold, after the log has been opened: with the log they hold all that was
+    /// acknowledged, unless they are removed when they are too many.
+    pub(super) fn check_archives(
+        &mut self,
+        (archives, hurt): (Vec<Archive>, Vec<(String, String)>),
+        all_stay: bool,
+    ) -> Checked {
+        for (name, wrong) in hurt {
+            must!(
+                self.lied_deep || self.spoiled.contains(&name),
+                "W7: archive {name} is not whole: {wrong}"
+            );
+            self.spoiled.insert(name);
+        }
+        let Some(stream) = self.stream else { return Ok(()) };
+        for archive in archives.iter().filter(|archive| archive.stream == stream) {
+            if let Err(wrong) = self.check_archive(archive) {
+                let name = archive.name.clone();
+                must!(
+                    self.lied_deep || self.spoiled.contains(&name),
+                    "W7: archive {name} for {} to {}: {wrong}",
+                    archive.first,
+                    archive.last
+                );
+                self.spoiled.insert(name);
+            }
+        }
+        let archived = archived(&archives, stream);
+        for (sequence, known) in (1..).zip(&mut self.records) {
+            let there = known.held || archived.contains(&sequence);
+            let pruned = !all_stay && archived.range(..sequence).next().is_none();
+            must!(
+                there || !known.kept || pruned || sequence > self.watermark_max,
+                "W7: {sequence} is neither in the log nor archived"
+            );
+            known.kept = there;
+        }
+        Ok(())
+    }
+
+    /// Only what was acknowledged, as it was appended, and all of it.
+    fn check_archive(&self, archive: &Archive) -> Checked {
+        must!(
+            archive.last <= self.watermark_max,
+            "it goes beyond the watermark {}",
+            self.watermark_max
+        );
+        let mut next = archive.first;
+        for record in &archive.records {
+            let sequence = record.sequence;
+            let known = sequence.checked_sub(1).and_then(|at| self.records.get(at as usize));
+            let known = known.ok_or_else(|| format!("{sequence} was never written"))?;
+            must!(
+                known.lost
+                    || record.kind == known.kind()
+                        && record.timestamp_ns == known.timestamp_ns()
+                        && record.payload == known.payload()
+                        && known.epoch.is_none_or(|epoch| epoch == archive.epoch),
+                "{sequence} is not what was appended"
+            );
+            must!(sequence >= next, "{sequence} comes behind {next}");
+            self.check_left_out(next..sequence)?;
+            next = sequence + 1;
+        }
+        self.check_left_out(next..archive.last + 1)
+    }
+
+    fn check_left_out(&self, mut sequences: Range<u64>) -> Checked {
+        let kept = |sequence: &u64| {
+            self.records.get(*sequence as usize - 1).is_some_and(|known| known.kept)
+        };
+        match sequences.find(kept) {
+            Some(sequence) => Err(format!("{sequence} is not in it")),
+            None => Ok(()),
+        }
     }
 
     /// Reads from a sequence to the end: everything above the watermark is there with its bytes,

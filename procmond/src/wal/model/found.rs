@@ -8,9 +8,14 @@ use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::Sequence;
 
+use super::super::archive::archive;
+use super::super::segment::FileName;
 use super::super::storage::sim::{Armed, Fault, SimDisk, Which};
 use super::super::wait::block_on;
-use super::super::{Entry, NewRecord, SyncMode, WalError, WalOptions, WriteAheadLog};
+use super::super::{
+    ArchiveOptions, Entry, NewRecord, Retire, SyncMode, WalError, WalOptions, WriteAheadLog,
+};
+use super::archives::read_archives;
 use super::expect::log_bytes;
 use super::history::{Action, How};
 use super::run::Run;
@@ -144,7 +149,7 @@ fn w6_a_new_stream_is_not_followed_by_the_old_ones_records() {
 fn w4_a_stream_that_a_lying_disk_brings_back_is_as_it_was() {
     let mut brought_back = 0;
     for (seed, lasts) in (0..6).flat_map(|seed| (0..24).map(move |lasts| (seed, lasts))) {
-        let mut run = Run::new(quick(), seed);
+        let mut run = Run::new(|_| quick(), seed);
         run.open(false).unwrap();
         run.act(&Action::Append(vec![500; 20], How::Each)).unwrap();
         run.act(&Action::Acknowledge(20)).unwrap();
@@ -160,4 +165,36 @@ fn w4_a_stream_that_a_lying_disk_brings_back_is_as_it_was() {
         run.act(&Action::Reopen).unwrap();
     }
     assert!(brought_back > 0);
+}
+
+/// Somebody killed it, or the sync failed, after an archive had its name and before that was
+/// durable: found again, it must be made so before the original goes.
+#[test]
+fn w7_an_archive_that_is_there_already_is_durable_before_the_original_goes() {
+    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+    let kept = ArchiveOptions::new(&dir.path().join("archive"));
+    let options = WalOptions { retire: Retire::Archive(kept.clone()), ..quick() };
+    let log = open(&disk, dir.path(), options.clone());
+    for n in 0..8 {
+        append(&log, n, 700).unwrap();
+    }
+    let second = log.inner.shared.lock().segments[1].first;
+    let (before, records) = (disk.snapshot(), second.prev());
+    log.close().unwrap();
+
+    // What a kill leaves: the archive with its name, which no sync was asked for, and the segment.
+    let segment = FileName::Segment(1).path(dir.path());
+    before.arm(Armed { which: Which::SyncDir, after: 0, fault: Fault::Lie });
+    archive(&before, &segment, 1, records, &kept).unwrap();
+    before.kill();
+    let log = open(&before, dir.path(), options.clone());
+    log.acknowledge(records).unwrap();
+    block_on(log.flush()).unwrap();
+    until("the segment goes", || log.stats().deleted + log.stats().recycled > 0);
+    for luck in 0..12 {
+        let after = before.snapshot();
+        after.power_cut(luck);
+        let archived = read_archives(&after, &kept.dir).0;
+        assert!(archived.len() == 1 && archived[0].last == records.0, "{luck}");
+    }
 }

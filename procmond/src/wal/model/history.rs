@@ -1,12 +1,13 @@
 //! What may happen to a log, drawn at random and made smaller when it went wrong.
 
 use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::super::storage::sim::{Armed, Fault, Which};
-use super::super::{SyncMode, WalOptions};
+use super::super::{ArchiveOptions, Compression, Retire, RotateEvery, SyncMode, WalOptions};
 
 /// A log's life.
 #[derive(Debug, Clone)]
@@ -26,10 +27,17 @@ pub(super) struct Setup {
     pub(super) disk_budget_bytes: u64,
     pub(super) sync: SyncMode,
     pub(super) prepare: bool,
+    pub(super) rotate: Option<RotateEvery>,
+    /// How what is committed is archived, if it is, and what all archives may take.
+    pub(super) archive: Option<(Compression, Option<u64>)>,
 }
 
 impl Setup {
-    pub(super) fn options(&self) -> WalOptions {
+    pub(super) fn options(&self, dir: &Path) -> WalOptions {
+        let retire = self.archive.map_or(Retire::Delete, |(compression, keep_bytes)| {
+            let kept = ArchiveOptions::new(&dir.join("archive"));
+            Retire::Archive(ArchiveOptions { compression, keep_bytes, keep_for: None, ..kept })
+        });
         WalOptions {
             segment_bytes: self.segment_bytes,
             commit_delay: self.commit_delay,
@@ -37,6 +45,8 @@ impl Setup {
             disk_budget_bytes: self.disk_budget_bytes,
             sync: self.sync,
             prepare: self.prepare,
+            rotate: self.rotate,
+            retire,
             ..WalOptions::default()
         }
     }
@@ -104,14 +114,38 @@ fn setup() -> impl Strategy<Value = Setup> {
         1 => Just(SyncMode::Os),
     ];
     let prepare = prop_oneof![3 => Just(true), 1 => Just(false)];
-    (segment, delay, queue, budget, sync, prepare).prop_map(
-        |(segment_bytes, commit_delay, queue_bytes, disk_budget_bytes, sync, prepare)| Setup {
-            segment_bytes,
+    let rotate = prop_oneof![
+        6 => Just(None),
+        1 => Just(Some(RotateEvery::Age(Duration::ZERO))),
+        1 => Just(Some(RotateEvery::Age(Duration::from_millis(2)))),
+    ];
+    let compression = prop_oneof![
+        2 => Just(Compression::None),
+        1 => Just(Compression::Gzip),
+        1 => Just(Compression::Zstd),
+    ];
+    let keep = prop_oneof![3 => Just(None), 1 => Just(Some(9000_u64))];
+    let archive = prop_oneof![2 => Just(None), 1 => (compression, keep).prop_map(Some)];
+    let sizes = (segment, queue, budget);
+    (sizes, delay, sync, prepare, rotate, archive).prop_map(
+        |(
+            (segment_bytes, queue_bytes, disk_budget_bytes),
             commit_delay,
-            queue_bytes,
-            disk_budget_bytes,
             sync,
             prepare,
+            rotate,
+            archive,
+        )| {
+            Setup {
+                segment_bytes,
+                commit_delay,
+                queue_bytes,
+                disk_budget_bytes,
+                sync,
+                prepare,
+                rotate,
+                archive,
+            }
         },
     )
 }

@@ -1,6 +1,7 @@
 //! Lives a history, and takes every operation of it for the last one.
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -8,11 +9,13 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use daemoneye_lib::stream::{Sequence, StreamId};
+use tempfile::TempDir;
 
-use super::super::state::Shared;
+use super::super::state::{Shared, State};
 use super::super::storage::faulty::Op;
 use super::super::storage::sim::{Armed, Dice, Fault, SimDisk, Which};
-use super::super::{NewRecord, Promise, WalError, WalOptions, WriteAheadLog};
+use super::super::{NewRecord, Promise, Retire, WalError, WalOptions, WriteAheadLog};
+use super::archives::read_archives;
 use super::expect::{Checked, Expect, Known, Lie, NextStream, log_bytes, must, torn_tail_is_kept};
 use super::history::{Action, History, How};
 
@@ -34,6 +37,10 @@ pub(super) struct Tally {
     pub(super) crash_points: u64,
     pub(super) records: u64,
     pub(super) faults: u64,
+    /// The archives there are at the end.
+    pub(super) archives: u64,
+    /// Histories in which segments are left at their age.
+    pub(super) aged: u64,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -44,6 +51,8 @@ impl std::ops::AddAssign for Tally {
         self.crash_points += more.crash_points;
         self.records += more.records;
         self.faults += more.faults;
+        self.archives += more.archives;
+        self.aged += more.aged;
     }
 }
 
@@ -74,7 +83,7 @@ struct Live {
 /// A log in the course of a history.
 pub(super) struct Run {
     disk: SimDisk,
-    dir: tempfile::TempDir,
+    dir: TempDir,
     live: Arc<Mutex<Live>>,
     log: Option<WriteAheadLog>,
     options: WalOptions,
@@ -97,8 +106,11 @@ fn relock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Run {
-    pub(super) fn new(options: WalOptions, seed: u64) -> Self {
+    /// The options are for a directory of its own.
+    pub(super) fn new(options: impl FnOnce(&Path) -> WalOptions, seed: u64) -> Self {
         let disk = SimDisk::new();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let options = options(dir.path());
         let live = Arc::new(Mutex::new(Live { on: true, ..Live::default() }));
         let (watched, seen) = (disk.clone(), Arc::clone(&live));
         disk.watch(Some(Arc::new(move |nth, op, path| {
@@ -127,7 +139,7 @@ impl Run {
         })));
         Self {
             disk,
-            dir: tempfile::tempdir().expect("a temporary directory"),
+            dir,
             live,
             log: None,
             options,
@@ -150,7 +162,7 @@ impl Run {
         self.log.clone().expect("open between actions")
     }
 
-    fn state_of<T>(&self, see: impl FnOnce(&super::super::state::State) -> T) -> T {
+    fn state_of<T>(&self, see: impl FnOnce(&State) -> T) -> T {
         see(&self.log().inner.shared.lock())
     }
 
@@ -160,7 +172,7 @@ impl Run {
 
     /// Lives a history to its end and checks every crash point of it.
     pub(super) fn live_through(history: &History, points: CrashPoints) -> Checked<Tally> {
-        let mut run = Self::new(history.setup.options(), history.seed);
+        let mut run = Self::new(|dir| history.setup.options(dir), history.seed);
         run.open(false)?;
         for (nth, action) in history.actions.iter().enumerate() {
             run.act(action).map_err(|wrong| format!("{wrong}\nafter action {nth}, {action:?}"))?;
@@ -221,7 +233,9 @@ impl Run {
         }
         self.settle()?;
         let budget = self.options.disk_budget_bytes;
-        let segments = budget / self.options.segment_bytes.min(budget / 4) + 3;
+        let full = budget / self.options.segment_bytes.min(budget / 4) + 3;
+        // Left at their age they may hold little.
+        let segments = full.max(self.disk.names(self.dir.path()).len() as u64);
         let budget = budget + RESERVE_BYTES + segments * OVER_BUDGET_BYTES;
         let since = Instant::now();
         loop {
@@ -265,12 +279,7 @@ impl Run {
 
     /// What is to be submitted next, known before it is.
     fn known(&mut self, len: u16) -> Known {
-        let known = Known {
-            id: self.next_id,
-            len: u32::from(len),
-            epoch: Some(self.log().epoch()),
-            lost: false,
-        };
+        let known = Known::new(self.next_id, u32::from(len), self.log().epoch());
         self.next_id += 1;
         self.tally.records += 1;
         known
@@ -655,7 +664,12 @@ impl Run {
             "W3: torn after a clean close: {recovery:?}"
         );
         // A fault may come while this is read.
-        let checked = expect.opened(&log, &recovery, power_cut);
+        let mut checked = expect.opened(&log, &recovery, power_cut);
+        if let (Ok(()), Retire::Archive(options)) = (&checked, &self.options.retire) {
+            let archives = read_archives(&self.disk, &options.dir);
+            self.tally.archives = archives.0.len() as u64;
+            checked = expect.check_archives(archives, options.keep_bytes.is_none());
+        }
         let fine = self.disk.is_powered();
         if fine {
             checked.map_err(|wrong| format!("{wrong}\n{recovery:?}"))?;
@@ -698,12 +712,38 @@ impl Run {
             must!(since.elapsed() < STUCK, "W7: {held:?} is acknowledged and stays");
             thread::park_timeout(Duration::from_millis(1));
         }
+        self.rotate_by_age()?;
+        if matches!(self.options.retire, Retire::Archive(_)) {
+            // Without faults nothing stays that was to be archived.
+            self.until("W7: what is acknowledged is not archived", |s| s.retired_bytes == 0)?;
+            self.reopen()?;
+        }
         let log = self.log();
         log.close().map_err(|error| format!("closing failed: {error}"))?;
         self.ended(&log);
         self.disk.watch(None);
         self.tally.operations += self.disk.operations();
         self.tally.histories += 1;
+        Ok(())
+    }
+
+    /// A segment with records is left when its time is over, with nobody doing anything.
+    fn rotate_by_age(&mut self) -> Checked {
+        if self.options.rotate.is_none() {
+            return Ok(());
+        }
+        self.tally.aged += 1;
+        self.until("a segment is left at its age", |s| {
+            s.segments.back().is_some_and(|active| active.last < active.first)
+        })
+    }
+
+    fn until(&self, what: &str, holds: impl Fn(&State) -> bool) -> Checked {
+        let since = Instant::now();
+        while !self.state_of(&holds) {
+            must!(since.elapsed() < STUCK, "{what}");
+            thread::park_timeout(Duration::from_millis(1));
+        }
         Ok(())
     }
 
