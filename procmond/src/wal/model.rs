@@ -21,6 +21,7 @@ use std::time::Instant;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 mod archives;
+mod damage;
 mod expect;
 mod found;
 mod history;

@@ -63,6 +63,14 @@ pub(super) enum CrashPoints {
     AtMost(usize),
 }
 
+/// How a log's life ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Closed,
+    Killed,
+    PowerCut,
+}
+
 /// A disk as it was before an operation, and what must be true of the log on it.
 struct CrashPoint {
     at: String,
@@ -592,6 +600,31 @@ impl Run {
             self.disk.kill();
         }
         self.open_after(power, false)
+    }
+
+    /// The disk, its directory and what is known of the log on it, after that has ended.
+    pub(super) fn leave(mut self, end: End) -> Checked<(SimDisk, TempDir, Expect)> {
+        let log = self.log();
+        match end {
+            End::Closed => {
+                log.close().map_err(|error| format!("closing failed: {error}"))?;
+                self.ended(&log);
+            }
+            End::Killed | End::PowerCut => {
+                self.disk.arm(Armed { which: Which::Any, after: 0, fault: Fault::PowerCut });
+                let _ = log.close();
+                self.ended(&log);
+                if end == End::Killed {
+                    self.disk.kill();
+                } else {
+                    self.power_cut();
+                }
+            }
+        }
+        self.disk.watch(None);
+        let expect = self.live().expect.clone();
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("a directory"));
+        Ok((self.disk.clone(), dir, expect))
     }
 
     fn power_cut(&mut self) {

@@ -477,6 +477,20 @@ impl SimDisk {
         disk.revive();
     }
 
+    /// Changes what is on the platter, and what reads see of it, behind everybody's back.
+    pub(crate) fn hurt(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut disk = self.lock();
+        let Some(&id) = disk.contents.names.get(path) else { return };
+        let Some(file) = disk.contents.files.get(&id) else { return };
+        let mut bytes = file.bytes.clone();
+        change(&mut bytes);
+        let platter_len = bytes.len() as u64;
+        let allocated = Inode::sectors(0..platter_len).collect();
+        let hurt =
+            Inode { platter: bytes.clone(), bytes, platter_len, allocated, ..Inode::default() };
+        disk.contents.files.insert(id, Arc::new(hurt));
+    }
+
     /// All processes are killed; the system goes on, and knows what it knew.
     pub(crate) fn kill(&self) {
         self.lock().revive();
