@@ -199,7 +199,7 @@ fn w8_a_full_disk_refuses_and_recovers() {
             storage.heal();
             // The one that was accepted becomes durable by itself.
             let deadline = Instant::now() + Duration::from_secs(20);
-            while log.last_durable() < Sequence(n) {
+            while log.last_durable() < Sequence(n) || log.stats().refusing.is_some() {
                 assert!(Instant::now() < deadline, "the log did not recover");
                 std::thread::yield_now();
             }
