@@ -186,7 +186,6 @@ impl Reading {
             Some(next) => next.first.prev().max(label.first.prev()),
             None => {
                 let file = found.open(storage)?;
-                file.sync_data().map_err(|source| WalError::io("sync", &found.path, source))?;
                 let ends = if follower.is_none() { Ends::Open } else { Ends::Left };
                 let contents = segment::read_contents(&*file, &found.path, &label, ends)?;
                 self.learn(&contents.newest);
@@ -201,7 +200,8 @@ impl Reading {
                 }
                 bytes = contents.torn.start;
                 beyond = (contents.length - bytes) / FRAME_BYTES as u64;
-                if follower.is_none() && contents.unproven < bytes {
+                // A kill may have left it to the page cache, a failed sync so that no other writes it.
+                if contents.unproven < bytes {
                     segment::rewrite(&*file, &found.path, contents.unproven..bytes)?;
                 }
                 if follower.is_none() && bytes < contents.length {

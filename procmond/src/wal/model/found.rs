@@ -198,3 +198,39 @@ fn w7_an_archive_that_is_there_already_is_durable_before_the_original_goes() {
         assert!(archived.len() == 1 && archived[0].last == records.0, "{luck}");
     }
 }
+
+/// What opening finds after a kill may be in the system's memory only, and after a failed sync no
+/// other sync would write it: it must be on the disk before anybody is told of it.
+#[test]
+fn w1_what_a_kill_has_left_unsynced_is_durable_once_it_is_found() {
+    let mut found_more = 0;
+    for sync_fails in [false, true] {
+        for lasts in 0..4 {
+            let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+            let log = open(&disk, dir.path(), quick());
+            for n in 0..3 {
+                append(&log, n, 100).unwrap();
+            }
+            if sync_fails {
+                fail(&disk, Which::Sync, 0);
+            }
+            disk.arm(Armed { which: Which::Change, after: lasts, fault: Fault::PowerCut });
+            let told = append(&log, 3, 1000).is_ok();
+            let _ = log.close();
+            disk.kill();
+
+            let log = open(&disk, dir.path(), quick());
+            let last = log.last();
+            found_more += u32::from(last == Sequence(4) && !told);
+            let then = disk.snapshot();
+            log.close().unwrap();
+            for luck in 0..12 {
+                let after = then.snapshot();
+                after.power_cut(luck);
+                let held = read(&open(&after, dir.path(), quick()));
+                assert_eq!(held.len() as u64, last.0, "{sync_fails}, {lasts}, {luck}");
+            }
+        }
+    }
+    assert!(found_more > 0);
+}
