@@ -347,6 +347,7 @@ impl Expect {
         &mut self,
         (archives, hurt): (Vec<Archive>, Vec<(String, String)>),
         all_stay: bool,
+        after_power_cut: bool,
     ) -> Checked {
         for (name, wrong) in hurt {
             must!(
@@ -371,7 +372,9 @@ impl Expect {
         let archived = archived(&archives, stream);
         for (sequence, known) in (1..).zip(&mut self.records) {
             let there = known.held || archived.contains(&sequence);
-            let pruned = !all_stay && archived.range(..sequence).next().is_none();
+            // The oldest go first, but a power cut may bring back any of those that went together.
+            let oldest = after_power_cut || archived.range(..sequence).next().is_none();
+            let pruned = !all_stay && oldest;
             must!(
                 there || !known.kept || pruned || sequence > self.watermark_max,
                 "W7: {sequence} is neither in the log nor archived"

@@ -701,7 +701,7 @@ impl Run {
         if let (Ok(()), Retire::Archive(options)) = (&checked, &self.options.retire) {
             let archives = read_archives(&self.disk, &options.dir);
             self.tally.archives = archives.0.len() as u64;
-            checked = expect.check_archives(archives, options.keep_bytes.is_none());
+            checked = expect.check_archives(archives, options.keep_bytes.is_none(), power_cut);
         }
         let fine = self.disk.is_powered();
         if fine {
