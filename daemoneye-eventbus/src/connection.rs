@@ -51,6 +51,12 @@ pub(crate) trait Peer {
 
     /// Notified whenever output appears from elsewhere.
     fn wake(&self) -> Arc<Notify>;
+
+    /// Notified when our side is to end, however much the other has not read yet. A peer without
+    /// one is asked by [`Peer::output`] only.
+    fn parting(&self) -> Option<Arc<Notify>> {
+        None
+    }
 }
 
 /// Why the other side cannot be served any longer.
@@ -82,7 +88,7 @@ pub(crate) async fn serve<P: Peer>(
     mut writer: impl AsyncWrite + Unpin,
     heartbeat: Duration,
 ) -> End {
-    let wake = peer.wake();
+    let (wake, parting) = (peer.wake(), peer.parting());
     let mut pieces = VecDeque::new();
     let mut flow;
     let mut last_words_end = None;
@@ -129,6 +135,8 @@ pub(crate) async fn serve<P: Peer>(
                 }
             }
             () = wake.notified(), if pieces.is_empty() => {}
+            // While a write waits for the other side, nobody would look for what comes after it.
+            () = notified(parting.as_deref()), if flow == Flow::Open => flow = Flow::Close,
             _ = ticks.tick() => {
                 silent += 1;
                 if silent <= SILENT_HEARTBEATS_MAX {
@@ -148,6 +156,13 @@ fn receive<P: Peer>(peer: &mut P, decoder: &mut FrameDecoder) -> Flow {
         peer.failed(Failure::Protocol(error));
         Flow::Close
     })
+}
+
+async fn notified(notify: Option<&Notify>) {
+    match notify {
+        Some(notify) => notify.notified().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn until(instant: Option<Instant>) {

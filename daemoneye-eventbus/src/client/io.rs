@@ -289,4 +289,8 @@ impl Peer for ClientIo {
     fn wake(&self) -> Arc<Notify> {
         Arc::clone(&self.shared.outbox.filled)
     }
+
+    fn parting(&self) -> Option<Arc<Notify>> {
+        Some(Arc::clone(&self.shared.said_goodbye))
+    }
 }

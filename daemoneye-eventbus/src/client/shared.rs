@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::error::{CloseReason, Disconnected};
 use super::outbox::Outbox;
@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     parting: AtomicBool,
     /// The goodbye has been queued.
     leaving: AtomicBool,
+    /// Notified once, behind the goodbye.
+    pub(crate) said_goodbye: Arc<Notify>,
 }
 
 /// A request that is under way; forgotten when dropped.
@@ -93,6 +95,7 @@ impl Shared {
             }),
             closed: watch::Sender::new(None),
             parting: AtomicBool::new(false),
+            said_goodbye: Arc::default(),
             leaving: AtomicBool::new(false),
         }
     }
@@ -175,7 +178,7 @@ impl Shared {
         if !self.parting.swap(true, Ordering::AcqRel) {
             self.outbox.append(|out| goodbye_frame().encode(out));
             self.leaving.store(true, Ordering::Release);
-            self.outbox.filled.notify_one();
+            self.said_goodbye.notify_one();
         }
     }
 

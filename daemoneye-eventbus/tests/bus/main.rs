@@ -28,3 +28,5 @@ mod resume;
 mod slow_live_subscriber;
 #[cfg(test)]
 mod socket;
+#[cfg(test)]
+mod stuck_peers;
