@@ -9,6 +9,8 @@ mod broker;
 mod children;
 mod feeder;
 mod guarded;
+#[cfg(test)]
+mod promises;
 mod python;
 mod random;
 mod schedule;
