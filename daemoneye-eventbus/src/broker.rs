@@ -159,20 +159,9 @@ pub enum ForgetError {
 impl Broker {
     /// Takes the socket and begins to accept. Must be called within a tokio runtime.
     pub async fn bind(options: BrokerOptions) -> Result<Self, BindError> {
-        let bound = transport::bind(&options.socket).await?;
-        let core = Core::new(CoreLimits {
-            required_consumers: options.required_consumers.clone(),
-            credit_bytes: options.credit_bytes,
-            in_flight_bytes: options.in_flight_bytes,
-            frame_bytes_max: options.frame_bytes_max,
-            heartbeat_ms: u32::try_from(options.heartbeat.as_millis()).unwrap_or(u32::MAX).max(1),
-            subscriptions_max: options.subscriptions_max,
-            queue_bytes_max: options.queue_bytes_max,
-            held_bytes_max: options.held_bytes_max,
-            request_rate: options.request_rate,
-            request_burst: options.request_burst,
-            control_bytes_max: options.control_bytes_max,
-        });
+        let to_others = !options.allowed_uids.iter().all(|uid| transport::is_ours(*uid));
+        let bound = transport::bind(&options.socket, to_others).await?;
+        let core = Core::new(CoreLimits::new(&options));
         let shared = Arc::new(Shared {
             options,
             core: Mutex::new(core),

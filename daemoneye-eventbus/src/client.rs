@@ -46,6 +46,9 @@ pub struct ClientOptions {
     pub role: Role,
     /// How long connecting and the broker's Welcome may take together. 5 s by default.
     pub connect_timeout: Duration,
+    /// Whose socket and broker to trust, as users' numbers. `None`, the default: our own user and
+    /// root, and only a socket that nobody else can use.
+    pub trusted_uids: Option<Vec<u32>>,
     /// The longest frame taken from the broker. 32 MiB by default: twice what the broker takes, so
     /// that whatever it has taken it can also pass on.
     pub frame_bytes_max: usize,
@@ -59,6 +62,7 @@ impl ClientOptions {
             client_id: client_id.into(),
             role,
             connect_timeout: Duration::from_secs(5),
+            trusted_uids: None,
             frame_bytes_max: 2 * crate::wire::FRAME_BYTES_MAX,
         }
     }
@@ -128,7 +132,8 @@ impl Client {
     ) -> Result<(Self, Welcome), ConnectError> {
         let timeout = options.connect_timeout;
         let connect = async {
-            let halves = transport::split(transport::connect(socket).await?);
+            let trusted = options.trusted_uids.as_deref();
+            let halves = transport::split(transport::connect(socket, trusted).await?);
             Self::introduce(halves, socket, options, position).await
         };
         tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| {

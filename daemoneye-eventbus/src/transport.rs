@@ -32,8 +32,9 @@ pub(crate) struct Bound {
 }
 
 /// Takes `socket`: one broker holds it, by a lock on `<socket>.lock`. A socket left behind by a
-/// killed broker is removed, under the lock and only if nobody answers on it.
-pub(crate) async fn bind(socket: &Path) -> Result<Bound, BindError> {
+/// killed broker is removed, under the lock and only if it is ours and nobody answers on it. It is
+/// open to us and root, or with `to_others` to everybody as far as its mode goes.
+pub(crate) async fn bind(socket: &Path, to_others: bool) -> Result<Bound, BindError> {
     platform::check_path(socket)
         .map_err(|bytes| BindError::PathTooLong { socket: socket.to_owned(), bytes })?;
     platform::prepare_directory(socket)?;
@@ -41,7 +42,11 @@ pub(crate) async fn bind(socket: &Path) -> Result<Bound, BindError> {
     platform::remove_stale(socket).await?;
     let io_error = |source| BindError::Io { socket: socket.to_owned(), source };
     let options = ListenerOptions::new().name(name(socket).map_err(io_error)?);
-    let listener = platform::private(options).create_tokio().map_err(io_error)?;
+    let listener = platform::private(options).map_err(io_error)?;
+    let listener = listener.create_tokio().map_err(io_error)?;
+    if to_others {
+        platform::open_to_others(socket).map_err(io_error)?;
+    }
     Ok(Bound { listener, _lock: lock })
 }
 
@@ -74,15 +79,28 @@ fn lock(socket: &Path) -> Result<File, BindError> {
     Ok(file)
 }
 
-/// Connects to `socket` after checking that it belongs to us or root, and that whoever listens
-/// does, too.
-pub(crate) async fn connect(socket: &Path) -> Result<Stream, ConnectError> {
+/// Whether we may trust `uid` unless told otherwise: root, and whom we run as.
+pub(crate) fn is_ours(uid: u32) -> bool {
+    own_uids().contains(&uid)
+}
+
+/// The users trusted by default: ours and root. None where users have no such numbers.
+pub(crate) fn own_uids() -> Vec<u32> {
+    platform::own_uids()
+}
+
+/// Connects to `socket` after checking that it belongs to one of `trusted`, and that whoever
+/// listens does, too. If none are named: to us or root, and that nobody else can use it.
+pub(crate) async fn connect(
+    socket: &Path,
+    trusted: Option<&[u32]>,
+) -> Result<Stream, ConnectError> {
     platform::check_path(socket)
         .map_err(|bytes| ConnectError::PathTooLong { socket: socket.to_owned(), bytes })?;
-    platform::check_socket(socket)?;
+    platform::check_socket(socket, trusted)?;
     let io_error = |source| ConnectError::from_io(socket, source);
     let stream = Stream::connect(name(socket).map_err(io_error)?).await.map_err(io_error)?;
-    platform::check_server(socket, &stream)?;
+    platform::check_server(socket, &stream, trusted)?;
     Ok(stream)
 }
 
@@ -138,11 +156,11 @@ impl AsyncWrite for Half {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerIdentity {
     pub(crate) pid: Option<u32>,
-    /// A user that may not talk to us.
-    pub(crate) foreign_uid: Option<u32>,
+    /// `None` where users have no such numbers.
+    pub(crate) uid: Option<u32>,
 }
 
-/// The peer's process and whether its user is ours or root.
+/// The peer's process and user.
 pub(crate) fn peer_identity(stream: &Stream) -> io::Result<PeerIdentity> {
     platform::peer_identity(stream)
 }
@@ -150,7 +168,9 @@ pub(crate) fn peer_identity(stream: &Stream) -> io::Result<PeerIdentity> {
 #[cfg(unix)]
 mod platform {
     use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+    use std::os::unix::fs::{
+        DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt,
+    };
 
     use interprocess::local_socket::traits::StreamCommon;
     use interprocess::os::unix::local_socket::ListenerOptionsExt;
@@ -171,8 +191,10 @@ mod platform {
         Pin::new(&mut &*stream).poll_write_vectored(cx, bufs)
     }
 
-    fn is_ours(uid: u32) -> bool {
-        uid == 0 || uid == rustix::process::geteuid().as_raw()
+    pub(super) fn own_uids() -> Vec<u32> {
+        let mut uids = vec![rustix::process::geteuid().as_raw(), 0];
+        uids.dedup();
+        uids
     }
 
     /// The directory must keep others from putting a socket of their own in our place.
@@ -200,10 +222,23 @@ mod platform {
             format!("it belongs to user {}", metadata.uid())
         } else if metadata.mode() & 0o022 != 0 {
             format!("its mode {:03o} lets others write to it", metadata.mode() & 0o777)
+        } else if let Some(open) = replaceable_from(directory).map_err(error)? {
+            format!("everybody could put another in its place, by the mode of {open:?}")
         } else {
             return Ok(());
         };
         Err(BindError::UnsafeDirectory { directory: directory.to_owned(), problem })
+    }
+
+    /// The directory above it in which everybody may rename what is not theirs.
+    fn replaceable_from(directory: &Path) -> io::Result<Option<PathBuf>> {
+        let (everybody_writes, sticky) = (0o002, 0o1000);
+        for above in directory.canonicalize()?.ancestors().skip(1) {
+            if above.metadata()?.mode() & (everybody_writes | sticky) == everybody_writes {
+                return Ok(Some(above.to_owned()));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn lock_path(path: PathBuf) -> PathBuf {
@@ -216,8 +251,13 @@ mod platform {
 
     /// `interprocess` sets the mode before it binds, so there is no moment at which the socket is
     /// open to others.
-    pub(super) fn private(options: ListenerOptions<'_>) -> ListenerOptions<'_> {
-        options.mode(0o600)
+    pub(super) fn private(options: ListenerOptions<'_>) -> io::Result<ListenerOptions<'_>> {
+        Ok(options.mode(0o600))
+    }
+
+    /// Afterwards, for the mode at bind is subject to the umask.
+    pub(super) fn open_to_others(socket: &Path) -> io::Result<()> {
+        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o666))
     }
 
     pub(super) async fn remove_stale(socket: &Path) -> Result<(), BindError> {
@@ -230,7 +270,8 @@ mod platform {
         if !metadata.file_type().is_socket() {
             return Err(BindError::NotASocket { socket: socket.to_owned() });
         }
-        if !is_ours(metadata.uid()) {
+        // As root we could remove anybody's, as anybody root's: neither is left behind by us.
+        if metadata.uid() != rustix::process::geteuid().as_raw() {
             return Err(io_error(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 format!("a socket of user {} is there", metadata.uid()),
@@ -246,14 +287,14 @@ mod platform {
         }
     }
 
-    pub(super) fn check_socket(socket: &Path) -> Result<(), ConnectError> {
+    pub(super) fn check_socket(socket: &Path, trusted: Option<&[u32]>) -> Result<(), ConnectError> {
         let metadata =
             socket.symlink_metadata().map_err(|error| ConnectError::from_io(socket, error))?;
         let problem = if !metadata.file_type().is_socket() {
             "it is not a socket".to_owned()
-        } else if !is_ours(metadata.uid()) {
+        } else if !is_trusted(metadata.uid(), trusted) {
             format!("it belongs to user {}", metadata.uid())
-        } else if metadata.mode() & 0o022 != 0 {
+        } else if trusted.is_none() && metadata.mode() & 0o022 != 0 {
             format!("its mode {:03o} lets others use it", metadata.mode() & 0o777)
         } else {
             return Ok(());
@@ -261,10 +302,18 @@ mod platform {
         Err(ConnectError::Untrusted { socket: socket.to_owned(), problem })
     }
 
-    pub(super) fn check_server(socket: &Path, stream: &Stream) -> Result<(), ConnectError> {
+    fn is_trusted(uid: u32, trusted: Option<&[u32]>) -> bool {
+        trusted.map_or_else(|| is_ours(uid), |trusted| trusted.contains(&uid))
+    }
+
+    pub(super) fn check_server(
+        socket: &Path,
+        stream: &Stream,
+        trusted: Option<&[u32]>,
+    ) -> Result<(), ConnectError> {
         let identity =
             peer_identity(stream).map_err(|error| ConnectError::from_io(socket, error))?;
-        match identity.foreign_uid {
+        match identity.uid.filter(|uid| !is_trusted(*uid, trusted)) {
             None => Ok(()),
             Some(uid) => Err(ConnectError::Untrusted {
                 socket: socket.to_owned(),
@@ -280,12 +329,13 @@ mod platform {
         })?;
         Ok(PeerIdentity {
             pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()),
-            foreign_uid: (!is_ours(uid)).then_some(uid),
+            uid: Some(uid),
         })
     }
 }
 
-/// Named pipes have neither owner nor mode in the file system, and peers are known by pid only.
+/// Named pipes have neither owner nor mode in the file system, and peers are known by pid only:
+/// the pipe's access control list keeps others out.
 #[cfg(not(unix))]
 mod platform {
     use interprocess::local_socket::traits::StreamCommon;
@@ -320,24 +370,50 @@ mod platform {
 
     pub(super) fn private_file(_options: &mut OpenOptions) {}
 
-    pub(super) fn private(options: ListenerOptions<'_>) -> ListenerOptions<'_> {
-        options
+    /// Whoever made the pipe, administrators and the system may use it. Without a list of its own
+    /// everybody could read from it.
+    #[cfg(windows)]
+    pub(super) fn private(options: ListenerOptions<'_>) -> io::Result<ListenerOptions<'_>> {
+        use interprocess::os::windows::local_socket::ListenerOptionsExt;
+        use interprocess::os::windows::security_descriptor::SecurityDescriptor;
+
+        let list = widestring::u16cstr!("D:P(A;;GA;;;OW)(A;;GA;;;BA)(A;;GA;;;SY)");
+        Ok(options.security_descriptor(SecurityDescriptor::deserialize(list)?))
+    }
+
+    #[cfg(not(windows))]
+    pub(super) fn private(options: ListenerOptions<'_>) -> io::Result<ListenerOptions<'_>> {
+        Ok(options)
+    }
+
+    pub(super) fn open_to_others(_socket: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    pub(super) fn own_uids() -> Vec<u32> {
+        Vec::new()
     }
 
     pub(super) async fn remove_stale(_socket: &Path) -> Result<(), BindError> {
         Ok(())
     }
 
-    pub(super) fn check_socket(_socket: &Path) -> Result<(), ConnectError> {
+    pub(super) fn check_socket(
+        _socket: &Path,
+        _trusted: Option<&[u32]>,
+    ) -> Result<(), ConnectError> {
         Ok(())
     }
 
-    pub(super) fn check_server(_socket: &Path, _stream: &Stream) -> Result<(), ConnectError> {
+    pub(super) fn check_server(
+        _socket: &Path,
+        _stream: &Stream,
+        _trusted: Option<&[u32]>,
+    ) -> Result<(), ConnectError> {
         Ok(())
     }
 
     pub(super) fn peer_identity(stream: &Stream) -> io::Result<PeerIdentity> {
-        let pid = stream.peer_creds()?.pid().and_then(|pid| u32::try_from(pid).ok());
-        Ok(PeerIdentity { pid, foreign_uid: None })
+        Ok(PeerIdentity { pid: stream.peer_creds()?.pid(), uid: None })
     }
 }

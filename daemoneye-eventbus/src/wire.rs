@@ -26,7 +26,9 @@ mod message;
 
 pub(crate) use self::entries::ALIAS_AT;
 pub use self::entries::{ENTRY_HEADER_BYTES, Entries, EntryHeader, append_entry};
-pub use self::frame::{FRAME_BYTES_MAX, FrameDecoder, HEADER_BYTES, OPTIONAL, RawFrame};
+pub use self::frame::{
+    FRAME_BYTES_MAX, FrameDecoder, HEADER_BYTES, HELLO_BYTES_MAX, OPTIONAL, RawFrame,
+};
 pub use self::message::{
     Deliver, Frame, GoodbyeCode, Hello, Kind, MessageFrame, Publish, RefusalCode, Refused,
     SubscribeFrame, SubscribeKind, Undeliverable, UndeliverableCode, Welcome,

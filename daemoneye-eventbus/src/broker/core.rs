@@ -38,6 +38,7 @@ use self::requests::Verdict;
 use self::retained::Retained;
 use self::stream::Stream;
 use self::topics::Topics;
+use super::options::BrokerOptions;
 use super::stats::Traffic;
 use crate::connection::Flow;
 use crate::wire::{Frame, GoodbyeCode, HEADER_BYTES, RawFrame, RefusalCode, Refused, WireError};
@@ -60,6 +61,24 @@ pub(crate) struct CoreLimits {
     pub(crate) request_rate: u32,
     pub(crate) request_burst: u32,
     pub(crate) control_bytes_max: usize,
+}
+
+impl CoreLimits {
+    pub(crate) fn new(options: &BrokerOptions) -> Self {
+        Self {
+            required_consumers: options.required_consumers.clone(),
+            credit_bytes: options.credit_bytes,
+            in_flight_bytes: options.in_flight_bytes,
+            frame_bytes_max: options.frame_bytes_max,
+            heartbeat_ms: u32::try_from(options.heartbeat.as_millis()).unwrap_or(u32::MAX).max(1),
+            subscriptions_max: options.subscriptions_max,
+            queue_bytes_max: options.queue_bytes_max,
+            held_bytes_max: options.held_bytes_max,
+            request_rate: options.request_rate,
+            request_burst: options.request_burst,
+            control_bytes_max: options.control_bytes_max,
+        }
+    }
 }
 
 /// The longest client id or consumer name.

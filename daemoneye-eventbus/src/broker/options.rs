@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::transport;
 use crate::wire::FRAME_BYTES_MAX;
 
 /// See the fields; [`BrokerOptions::new`] gives the defaults.
@@ -11,6 +12,12 @@ pub struct BrokerOptions {
     /// Where to listen: a path of at most 107 bytes in a directory only we can write to (made
     /// with mode 0700 if missing), or a pipe's name on Windows.
     pub socket: PathBuf,
+    /// The users who may connect, by the credentials the system gives with a connection. Our own
+    /// and root by default. If others are named the socket's mode is 0666 and not 0600; the
+    /// directory must let them pass, and their clients name our user in
+    /// [`ClientOptions::trusted_uids`](crate::ClientOptions::trusted_uids). Unused where users have
+    /// no numbers.
+    pub allowed_uids: Vec<u32>,
     /// Durable consumers that must be attached before any publisher is let in. None by default.
     pub required_consumers: Vec<String>,
     /// Bytes of entries, their headers included, that a publisher may have unacknowledged. 4 MiB
@@ -54,6 +61,7 @@ impl BrokerOptions {
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
             socket: socket.into(),
+            allowed_uids: transport::own_uids(),
             required_consumers: Vec::new(),
             credit_bytes: 4 * 1024 * 1024,
             in_flight_bytes: 1024 * 1024,

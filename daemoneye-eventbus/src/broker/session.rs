@@ -13,12 +13,14 @@ use super::Shared;
 use super::core::{ConnId, Output};
 use crate::connection::{self, End, Failure, Flow, Peer};
 use crate::transport;
-use crate::wire::{Frame, FrameDecoder, GoodbyeCode, RefusalCode, Refused, WireError};
+use crate::wire::{
+    Frame, FrameDecoder, GoodbyeCode, HELLO_BYTES_MAX, RefusalCode, Refused, WireError,
+};
 
 /// Serves a peer that has connected to the socket, if its user may.
 pub(super) fn spawn(shared: &Arc<Shared>, stream: Stream) {
     let refusal = match transport::peer_identity(&stream) {
-        Ok(peer) if peer.foreign_uid.is_none() => {
+        Ok(peer) if peer.uid.is_none_or(|uid| shared.options.allowed_uids.contains(&uid)) => {
             let (session, abandon) =
                 (Session::new(shared, peer.pid, false), shared.abandon.subscribe());
             match session {
@@ -37,7 +39,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, stream: Stream) {
             }
         }
         Ok(peer) => {
-            let uid = peer.foreign_uid.unwrap_or_default();
+            let uid = peer.uid.unwrap_or_default();
             (RefusalCode::NotAllowed, false, format!("user {uid} may not talk to this broker"))
         }
         Err(error) => {
@@ -103,7 +105,8 @@ impl Session {
     async fn serve(&mut self, mut reader: impl AsyncRead + Unpin, writer: impl AsyncWrite + Unpin) {
         let options = &self.shared.options;
         let (handshake, heartbeat) = (options.handshake, options.heartbeat);
-        let mut decoder = FrameDecoder::new(options.frame_bytes_max);
+        let frame_bytes_max = options.frame_bytes_max;
+        let mut decoder = FrameDecoder::new(HELLO_BYTES_MAX.min(frame_bytes_max));
         match tokio::time::timeout(handshake, self.handshake(&mut reader, &mut decoder)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -115,6 +118,7 @@ impl Session {
                 self.shared.core().end(self.id, GoodbyeCode::Silent, "no Hello in time");
             }
         }
+        decoder.set_body_bytes_max(frame_bytes_max);
         let end = connection::serve(self, &mut decoder, reader, writer, heartbeat).await;
         if let End::Lost(error) = end {
             tracing::debug!(%error, "a connection ended");
@@ -129,6 +133,18 @@ impl Session {
     ) -> io::Result<()> {
         let wake = Arc::clone(&self.wake);
         while !self.shared.core().has_answered(self.id) {
+            // One frame at a time: what follows the Hello may be longer.
+            match decoder.next_frame() {
+                Ok(Some(raw)) => {
+                    self.shared.core_now().receive(self.id, raw);
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    self.shared.core().refuse_bytes(self.id, error);
+                    continue;
+                }
+            }
             let read = tokio::select! {
                 read = decoder.read_from(reader) => read?,
                 // The broker may be shutting down.
@@ -136,9 +152,6 @@ impl Session {
             };
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            if let Err(error) = self.receive(decoder) {
-                self.shared.core().refuse_bytes(self.id, error);
             }
         }
         // What has been queued for the peer in the meantime is still to be written.

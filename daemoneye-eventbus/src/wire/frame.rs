@@ -12,6 +12,8 @@ use crate::blocks::Blocks;
 pub const HEADER_BYTES: usize = 8;
 /// The longest body any receiver takes unless told otherwise.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The longest Hello, and so the most a stranger makes the broker hold.
+pub const HELLO_BYTES_MAX: usize = 4096;
 /// Flag: a receiver that does not know the kind skips the frame.
 pub const OPTIONAL: u8 = 1;
 
@@ -52,6 +54,11 @@ impl FrameDecoder {
             block_bytes: BLOCK_BYTES_MIN,
             blocks: Blocks::default(),
         }
+    }
+
+    /// Refuses bodies longer than `body_bytes_max` from now on.
+    pub(crate) fn set_body_bytes_max(&mut self, body_bytes_max: usize) {
+        self.body_bytes_max = body_bytes_max;
     }
 
     /// Reads once. Returns how many bytes have come; 0 at the end of the stream. Cancel-safe:

@@ -62,6 +62,40 @@ async fn garbage_and_oversized_frames_end_their_own_connection() {
     until(|| bus.broker.stats().connections.len() == 2).await;
 }
 
+/// A stranger could make the broker wait for, and keep, 16 MiB before it had said who it was.
+#[tokio::test]
+async fn a_stranger_may_send_a_hello_and_no_more() {
+    let bus = Bus::new().await;
+    let mut stranger = RawPeer::connect(&bus).await;
+    let announced = [&4097_u32.to_le_bytes()[..], &[1, 0, 0, 0]].concat();
+    stranger.stream.write_all(&announced).await.unwrap();
+    assert_eq!(refusal(&mut stranger).await, RefusalCode::Protocol);
+
+    // What comes in one piece with a Hello may be longer than that.
+    let mut member = RawPeer::connect(&bus).await;
+    let patterns: Vec<TopicPattern> =
+        (0..200).map(|n| format!("events.a-topic-of-some-length.n{n}").parse().unwrap()).collect();
+    let mut bytes = bytes::BytesMut::new();
+    Frame::Hello(wire::Hello {
+        version_min: 1,
+        version_max: 1,
+        role: Role::Subscriber,
+        client_id: "member".to_owned(),
+        position: None,
+    })
+    .encode(&mut bytes);
+    Frame::Subscribe(wire::SubscribeFrame {
+        subscription: 1,
+        patterns,
+        kind: wire::SubscribeKind::Live { bytes_max: 1000, count_max: 10 },
+    })
+    .encode(&mut bytes);
+    assert!(bytes.len() > 5000, "{}", bytes.len());
+    member.stream.write_all(&bytes).await.unwrap();
+    assert!(matches!(member.next().await, Some(Frame::Welcome(_))));
+    assert_eq!(member.next().await, Some(Frame::Subscribed { subscription: 1 }));
+}
+
 #[tokio::test]
 async fn a_frame_cut_off_by_its_sender_leaves_no_trace() {
     let bus = Bus::new().await;

@@ -113,7 +113,7 @@ pub(crate) async fn serve(socket: &Path, args: &ServeArgs) -> Result<(), Failure
         request_rate: args.request_rate,
         request_burst: args.request_burst,
         control_bytes_max: args.control_bytes_max,
-        socket: socket.to_owned(),
+        ..BrokerOptions::new(socket)
     };
     let broker = Broker::bind(options).await.map_err(Failure::failed)?;
     eprintln!("eventbus: listening on {}", escape(socket.as_os_str().as_encoded_bytes()));
