@@ -52,6 +52,9 @@ mod broker;
 mod client;
 mod connection;
 mod event;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod queue;
 mod rights;
 mod topic;

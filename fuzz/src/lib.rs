@@ -1,6 +1,6 @@
 //! Fuzz targets for everything that reads bytes it did not write: the log's segments, a whole log
 //! directory, what stands in for its checkpoint (labels in headers and control records, the saved
-//! process table), events, and the bus's frames.
+//! process table), events, the bus's frames, and whole sessions of strangers on the bus.
 //!
 //! A target does not only ask for no panic. It knows what was written, or has the same bytes read
 //! by an independent reader ([`decoder`], made from `docs/wal-format.md` alone), and compares.
@@ -21,6 +21,7 @@ mod mutate;
 mod recovery;
 mod scratch;
 mod segment_reader;
+mod session;
 mod snapshot;
 mod written;
 
@@ -29,4 +30,5 @@ pub use frame::frame;
 pub use label::label;
 pub use recovery::recovery;
 pub use segment_reader::segment_reader;
+pub use session::session;
 pub use snapshot::snapshot;
