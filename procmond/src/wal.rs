@@ -736,7 +736,8 @@ impl WriteAheadLog {
     ///
     /// # Errors
     /// The old stream goes on: [`WalError::DiskFull`], [`WalError::Io`], [`WalError::Busy`] if
-    /// somebody else is at it, and what [`WriteAheadLog::submit`] says about `first`.
+    /// somebody else is at it, and what [`WriteAheadLog::submit`] says about `first`. After
+    /// [`WalError::Poisoned`] the next opening finds out which stream it is.
     pub async fn begin_stream(
         &self,
         first: Option<(u8, i64, &[u8])>,

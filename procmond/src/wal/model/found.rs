@@ -155,8 +155,10 @@ fn w4_a_stream_that_a_lying_disk_brings_back_is_as_it_was() {
         run.act(&Action::Acknowledge(20)).unwrap();
         run.act(&Action::Flush).unwrap();
         let old = run.stream();
-        // The first makes the temporary names durable, the second the first segment's own.
-        run.arm(Armed { which: Which::SyncDir, after: 1, fault: Fault::Lie });
+        // The first makes the temporary names durable, the two after it the final ones.
+        for _ in 0..2 {
+            run.arm(Armed { which: Which::SyncDir, after: 1, fault: Fault::Lie });
+        }
         run.arm(Armed { which: Which::Change, after: lasts, fault: Fault::PowerCut });
         run.new_stream(true).unwrap();
         let begun = run.stream() != old;
@@ -233,4 +235,36 @@ fn w1_what_a_kill_has_left_unsynced_is_durable_once_it_is_found() {
         }
     }
     assert!(found_more > 0);
+}
+
+/// A segment of a new stream that could not get its name kept its temporary one. When what stood in
+/// the others was acknowledged and gone, the next opening took it for a stream that had not begun,
+/// and removed it.
+#[test]
+fn w1_a_new_stream_is_not_gone_with_its_first_segment() {
+    for fails in 0..6 {
+        let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+        let log = open(&disk, dir.path(), quick());
+        for n in 0..14 {
+            append(&log, n, 500).unwrap();
+        }
+        fail(&disk, Which::Name, fails);
+        let begun = block_on(log.begin_stream(None));
+        disk.disarm();
+        let log = if log.inner.shared.lock().shut.is_some() {
+            assert!(log.close().is_err(), "{begun:?}");
+            open(&disk, dir.path(), quick())
+        } else {
+            log
+        };
+        let first = log.inner.shared.lock().segments[0].last;
+        log.acknowledge(first).unwrap();
+        block_on(log.flush()).unwrap();
+        until("the first segment goes", || log.stats().deleted + log.stats().recycled > 0);
+        let (stream, last) = (log.stream(), log.last());
+        log.close().unwrap();
+        let log = open(&disk, dir.path(), quick());
+        assert_eq!((log.stream(), log.last()), (stream, last), "{fails}");
+        assert_eq!(read(&log), (first.0 as u8..14).collect::<Vec<_>>(), "{fails}");
+    }
 }

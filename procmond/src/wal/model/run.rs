@@ -749,8 +749,8 @@ impl Run {
         if matches!(self.options.retire, Retire::Archive(_)) {
             // Without faults nothing stays that was to be archived.
             self.until("W7: what is acknowledged is not archived", |s| s.retired_bytes == 0)?;
-            self.reopen()?;
         }
+        self.reopen()?;
         let log = self.log();
         log.close().map_err(|error| format!("closing failed: {error}"))?;
         self.ended(&log);

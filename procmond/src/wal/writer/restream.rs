@@ -7,6 +7,7 @@
 //! leaves wholly the one stream or wholly the other.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -271,39 +272,30 @@ impl<'a> Copy<'a> {
     }
 
     /// Gives the segments their final names: with the first of them the stream has begun.
+    ///
+    /// From then on a failure shuts the log, and the next opening goes on with it: while a segment
+    /// has its temporary name it is nobody's but for the others, which may be acknowledged and gone.
     fn take_names(&mut self) -> Result<(), WalError> {
         let dir = &self.shared.dir;
-        let sync =
-            || self.storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source));
-        sync()?;
-        let mut begun = false;
-        for segment in &mut self.segments {
+        self.storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
+        for (nth, segment) in self.segments.iter_mut().enumerate() {
             let path = FileName::Segment(segment.number).path(dir);
-            let renamed = self
-                .storage
-                .rename(&segment.path, &path)
-                .map_err(|source| WalError::io("rename a segment to", &path, source));
-            match renamed {
-                Ok(()) => segment.path = path,
-                // The next opening finishes it, and this one reads it under the name it has.
-                Err(error) if begun => {
-                    tracing::warn!(%error, "a segment of the new stream keeps its temporary name");
-                }
-                Err(error) => return Err(error),
+            let begun = nth > 0;
+            match self.storage.rename(&segment.path, &path) {
+                Ok(()) => segment.path.clone_from(&path),
+                Err(source) if begun => return Err(unclear(path, source)),
+                Err(source) => return Err(WalError::io("rename a segment to", &path, source)),
             }
-            if !begun && let Err(source) = self.storage.sync_dir(dir) {
-                // Whether the name is durable is not known: neither stream may be written on.
-                return Err(WalError::Poisoned { path: dir.clone(), source: Arc::new(source) });
+            if !begun {
+                // Whether the name is durable is not known after a failure, so neither stream may
+                // be written on.
+                self.storage.sync_dir(dir).map_err(|source| unclear(dir.clone(), source))?;
             }
-            begun = true;
         }
         if let Some(last) = self.segments.back() {
             self.active.path.clone_from(&last.path);
         }
-        if let Err(error) = sync() {
-            tracing::warn!(%error, "the new stream's names may have to be completed later");
-        }
-        Ok(())
+        self.storage.sync_dir(dir).map_err(|source| unclear(dir.clone(), source))
     }
 
     /// Removes what was written. What cannot be removed, the next opening removes.
@@ -312,4 +304,9 @@ impl<'a> Copy<'a> {
             let _ = self.storage.unlink(&segment.path);
         }
     }
+}
+
+/// The directory may hold either stream.
+fn unclear(path: PathBuf, source: std::io::Error) -> WalError {
+    WalError::Poisoned { path, source: Arc::new(source) }
 }
