@@ -158,9 +158,11 @@ pub enum ForgetError {
 
 impl Broker {
     /// Takes the socket and begins to accept. Must be called within a tokio runtime.
-    pub async fn bind(options: BrokerOptions) -> Result<Self, BindError> {
+    pub async fn bind(mut options: BrokerOptions) -> Result<Self, BindError> {
         let to_others = !options.allowed_uids.iter().all(|uid| transport::is_ours(*uid));
         let bound = transport::bind(&options.socket, to_others).await?;
+        // Who is beyond what the process can hold is to be told so, and not to wait unheard.
+        options.connections_max = options.connections_max.min(transport::connections_possible());
         let core = Core::new(CoreLimits::new(&options));
         let shared = Arc::new(Shared {
             options,

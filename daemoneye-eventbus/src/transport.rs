@@ -165,6 +165,11 @@ pub(crate) fn peer_identity(stream: &Stream) -> io::Result<PeerIdentity> {
     platform::peer_identity(stream)
 }
 
+/// How many connections leave our process some descriptors for everything else.
+pub(crate) fn connections_possible() -> usize {
+    platform::descriptors_max().map_or(usize::MAX, |max| max / 4 * 3)
+}
+
 #[cfg(unix)]
 mod platform {
     use std::os::unix::ffi::OsStrExt;
@@ -195,6 +200,11 @@ mod platform {
         let mut uids = vec![rustix::process::geteuid().as_raw(), 0];
         uids.dedup();
         uids
+    }
+
+    pub(super) fn descriptors_max() -> Option<usize> {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current?;
+        usize::try_from(limit).ok()
     }
 
     /// The directory must keep others from putting a socket of their own in our place.
@@ -344,6 +354,11 @@ mod platform {
 
     pub(super) fn check_path(_socket: &Path) -> Result<(), usize> {
         Ok(())
+    }
+
+    /// Handles are limited by memory only.
+    pub(super) fn descriptors_max() -> Option<usize> {
+        None
     }
 
     pub(super) fn prepare_directory(_socket: &Path) -> Result<(), BindError> {

@@ -20,7 +20,28 @@ impl BrokerProcess {
     /// # Panics
     /// If it does not come up.
     pub fn start(socket: &Path, heartbeat_ms: u32, required_consumers: &[&str]) -> Self {
-        let mut child = Command::new(bin("broker"))
+        let command = Command::new(bin("broker"));
+        Self::start_by(command, socket, heartbeat_ms, required_consumers)
+    }
+
+    /// As [`BrokerProcess::start`], in a process that may have `descriptors` open files.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start_with_descriptors(descriptors: u32, socket: &Path, heartbeat_ms: u32) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$@\""), "sh"]);
+        command.arg(bin("broker"));
+        Self::start_by(command, socket, heartbeat_ms, &[])
+    }
+
+    fn start_by(
+        mut command: Command,
+        socket: &Path,
+        heartbeat_ms: u32,
+        required_consumers: &[&str],
+    ) -> Self {
+        let mut child = command
             .arg(socket)
             .arg(heartbeat_ms.to_string())
             .args(required_consumers)

@@ -33,7 +33,8 @@ pub struct BrokerOptions {
     pub heartbeat: Duration,
     /// How long a new connection may take to say Hello. 5 s by default.
     pub handshake: Duration,
-    /// Connections at most. 1024 by default.
+    /// Connections at most. 1024 by default, and never more than three quarters of the file
+    /// descriptors our process may have: the rest is for whatever else it does.
     pub connections_max: usize,
     /// Subscriptions of one connection at most. 1024 by default.
     pub subscriptions_max: usize,

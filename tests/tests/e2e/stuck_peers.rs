@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use daemoneye_eventbus::wire::{Frame, Hello, SubscribeFrame, SubscribeKind};
 use daemoneye_eventbus::{
-    Client, ClientOptions, Epoch, LiveItem, LiveOptions, Position, Role, Sequence, StreamId,
-    TopicPattern,
+    Client, ClientOptions, ConnectError, Epoch, LiveItem, LiveOptions, Position, RefusalCode, Role,
+    Sequence, StreamId, TopicPattern,
 };
 use daemoneye_tests::{BrokerProcess, beside_others, peak_resident_bytes, until};
 use procmond::event_bus_connector::{ConnectorOptions, EventBusConnector};
@@ -202,5 +202,46 @@ fn peers_that_are_stuck_stop_nobody_but_their_own_stream() {
         }
     });
     drop(stuck);
+    broker.finish();
+}
+
+/// A process has fewer descriptors than the broker takes connections by default: whoever is beyond
+/// them is told to come back, and nobody waits unheard.
+#[test]
+fn clients_beyond_the_descriptors_are_told_to_come_back() {
+    const DESCRIPTORS: u32 = 200;
+    const WELCOME: usize = 150;
+    let _others = beside_others();
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("bus.sock");
+    let mut broker = BrokerProcess::start_with_descriptors(DESCRIPTORS, &socket, 5000);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let connect = |number: usize| {
+        let options = ClientOptions {
+            connect_timeout: Duration::from_secs(60),
+            ..ClientOptions::new(format!("client-{number}"), Role::Subscriber)
+        };
+        let socket = socket.clone();
+        async move { Client::connect(&socket, options).await }
+    };
+    let (welcome, refused): (Vec<_>, Vec<_>) = runtime.block_on(async {
+        let mut all = tokio::task::JoinSet::new();
+        for number in 0..2 * DESCRIPTORS as usize {
+            all.spawn(connect(number));
+        }
+        all.join_all().await.into_iter().partition(Result::is_ok)
+    });
+    assert_eq!(welcome.len(), WELCOME);
+    for refused in refused {
+        match refused {
+            Err(ConnectError::Refused { code: RefusalCode::Limit, retry: true, .. }) => {}
+            other => panic!("a refusal, not {other:?}"),
+        }
+    }
+    drop(welcome);
+    until("their places are free", || {
+        broker.stats()["connections"].as_array().is_some_and(Vec::is_empty)
+    });
+    runtime.block_on(connect(0)).expect("welcome");
     broker.finish();
 }
