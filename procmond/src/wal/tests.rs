@@ -12,7 +12,7 @@ use super::format::{FRAME_BYTES, HEADER_BYTES, Label, Rest, encode_frame, salt_f
 use super::segment::EMPTY_BYTES;
 use super::storage::faulty::{Fault, Faulty, Op};
 use super::wait::block_on;
-use super::{Entry, Recovery, WalError, WalOptions, WriteAheadLog};
+use super::{Entry, Recovery, WalError, WalOptions, WriteAheadLog, inspect};
 
 fn quick() -> WalOptions {
     WalOptions { commit_delay: Duration::ZERO, ..WalOptions::default() }
@@ -490,6 +490,8 @@ fn s1_a_payload_does_not_say_what_a_stream_replaces() {
     bytes[..from].fill(0);
     bytes.truncate(from + payload.len());
     std::fs::write(&path, bytes).unwrap();
+    let inspection = inspect(dir.path()).unwrap();
+    assert_eq!((inspection.stream, inspection.watermark), (Some(stream), Sequence::NONE));
     let (log, recovery) = WriteAheadLog::open(dir.path(), options).unwrap();
     assert_eq!((log.stream(), log.watermark()), (stream, Sequence::NONE), "{recovery:?}");
     assert!(recovery.first == Sequence(1) && recovery.damage[0].first == Sequence(4));

@@ -131,6 +131,7 @@ impl Catalogue {
             }
         }
         segments.sort_by_key(|found| found.number);
+        self.vanished |= doubt(storage, &mut segments, progress)?;
         let newest = segments.iter().rev().find_map(|found| found.label);
         self.stream = newest.map(|label| label.stream);
         // A new stream has begun with its first segment's name; the others get theirs at the next
@@ -200,6 +201,26 @@ impl Catalogue {
         }
         Ok(())
     }
+}
+
+/// Believes no control record about what stream its segment is of, against what headers say, as
+/// opening does. Says whether one of them went away.
+fn doubt(
+    storage: &dyn Storage,
+    segments: &mut [Found],
+    progress: &Progress,
+) -> Result<bool, WalError> {
+    let whole = segments.iter().filter(|found| found.header_whole);
+    let vouched: Vec<_> = whole.filter_map(|found| Some(found.label?.stream)).collect();
+    let doubtful = segments.iter_mut().filter(|found| {
+        !vouched.is_empty() && found.label.is_some_and(|label| !vouched.contains(&label.stream))
+    });
+    for found in doubtful {
+        let Some(opened) = found.open(storage, progress)? else { return Ok(true) };
+        let (path, number) = (&found.path, found.number);
+        found.label = segment::label_of_controls(opened.file(), path, number, &vouched)?;
+    }
+    Ok(false)
 }
 
 fn ask_archive(
