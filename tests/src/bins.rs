@@ -25,8 +25,10 @@ fn build() -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo
         .args(["build", "--locked", "--quiet", "--bins"])
-        .args(["--package", "procmond", "--package", "daemoneye-agent", "--package"])
-        .arg(env!("CARGO_PKG_NAME"))
+        .args(
+            ["procmond", "daemoneye-agent", "daemoneye-eventbus", env!("CARGO_PKG_NAME")]
+                .map(|package| format!("--package={package}")),
+        )
         .arg("--target-dir")
         .arg(target)
         .current_dir(env!("CARGO_MANIFEST_DIR"));

@@ -5,6 +5,7 @@
 mod bad_start;
 mod broker_away;
 mod broker_faults;
+mod eventbus_command;
 mod flipped_byte;
 mod killed;
 mod log_replaced;
