@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use clap::Args;
-use daemoneye_eventbus::{BrokerStats, Client, ClientOptions, Role, TopicPattern};
+use daemoneye_eventbus::{Client, ClientOptions, Role, TopicPattern};
 
 use crate::connect::name;
 use crate::failure::Failure;
-use crate::stat::Eye;
+use crate::stat::look;
 
 /// Arguments of `eventbus forget`.
 #[derive(Debug, Args)]
@@ -22,23 +22,21 @@ pub(crate) struct ForgetArgs {
 
 /// Takes the consumer's place and has it forgotten.
 pub(crate) async fn forget(socket: &Path, args: &ForgetArgs) -> Result<(), Failure> {
-    const ID: &str = "eventbus-forget";
     let consumer = &args.consumer;
-    let is_known = |stats: BrokerStats| stats.consumers.iter().any(|known| known.name == *consumer);
-    let mut eye = Eye::new(socket, ID);
-    if !is_known(eye.look().await?) {
+    let options = ClientOptions::new("eventbus-forget", Role::Subscriber);
+    let client = Client::connect(socket, options).await?;
+    let stats = look(&client).await?;
+    // An answer that was cut short does not prove anything.
+    if stats.left_out == 0 && !stats.consumers.iter().any(|known| known.name == *consumer) {
         return Err(Failure::Failed(format!("the broker knows no durable consumer {consumer}")));
     }
-    let client = Client::connect(socket, ClientOptions::new(ID, Role::Subscriber)).await?;
     // Nothing is ever published there: nothing is delivered that we would have to take.
     let nothing = TopicPattern::new("forget").map_err(Failure::failed)?;
     client.subscribe_durable(consumer, &[nothing], vec![]).await?.forget();
-    // Behind the goodbye the broker has done it, or has not: it gives no answer.
+    // There is no answer to that. To what is asked next there is one only if it was done: else the
+    // broker ends the connection and says why.
+    look(&client).await?;
     client.goodbye().await;
-    if is_known(eye.look().await?) {
-        let why = format!("the broker requires the consumer {consumer} and does not forget it");
-        return Err(Failure::Failed(why));
-    }
     eprintln!("eventbus: {consumer} is forgotten");
     Ok(())
 }

@@ -12,7 +12,8 @@ use clap::Args;
 use daemoneye_lib::display::escape_json;
 use tokio::time::sleep;
 
-pub(crate) use self::eye::Eye;
+use self::eye::Eye;
+pub(crate) use self::eye::look;
 use self::rates::Looks;
 use crate::connect::seconds;
 use crate::failure::Failure;

@@ -13,18 +13,18 @@ use crate::failure::Failure;
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// See the module. The connection is made anew when it has ended.
-pub(crate) struct Eye<'a> {
+pub(super) struct Eye<'a> {
     socket: &'a Path,
     id: &'a str,
     client: Option<Client>,
 }
 
 impl<'a> Eye<'a> {
-    pub(crate) const fn new(socket: &'a Path, id: &'a str) -> Self {
+    pub(super) const fn new(socket: &'a Path, id: &'a str) -> Self {
         Self { socket, id, client: None }
     }
 
-    pub(crate) async fn look(&mut self) -> Result<BrokerStats, Failure> {
+    pub(super) async fn look(&mut self) -> Result<BrokerStats, Failure> {
         let client = match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
             None => {
@@ -32,17 +32,23 @@ impl<'a> Eye<'a> {
                 Client::connect(self.socket, options).await?
             }
         };
-        let topic = Topic::new(BROKER_STATS).map_err(Failure::failed)?;
-        let answer = match client.request(&topic, Bytes::new(), ANSWER).await {
-            Ok(answer) => answer,
-            Err(RequestError::NoResponder { .. }) => {
-                let why = "this broker does not let anybody look inside: it is of an older version";
-                return Err(Failure::Failed(why.to_owned()));
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let seen = look(&client).await?;
         self.client = Some(client);
-        serde_json::from_slice(&answer)
-            .map_err(|error| Failure::Failed(format!("the answer is not understood: {error}")))
+        Ok(seen)
     }
+}
+
+/// Asks the broker.
+pub(crate) async fn look(client: &Client) -> Result<BrokerStats, Failure> {
+    let topic = Topic::new(BROKER_STATS).map_err(Failure::failed)?;
+    let answer = match client.request(&topic, Bytes::new(), ANSWER).await {
+        Ok(answer) => answer,
+        Err(RequestError::NoResponder { .. }) => {
+            let why = "this broker does not let anybody look inside: it is of an older version";
+            return Err(Failure::Failed(why.to_owned()));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    serde_json::from_slice(&answer)
+        .map_err(|error| Failure::Failed(format!("the answer is not understood: {error}")))
 }
