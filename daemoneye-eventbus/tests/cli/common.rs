@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,18 +33,36 @@ pub(crate) fn eventbus(arguments: &[&str]) -> Command {
     command
 }
 
-/// What a pipe has given so far, line by line.
-pub(crate) type Lines = Arc<Mutex<Vec<String>>>;
+/// What a pipe gives, line by line.
+#[derive(Clone, Default)]
+pub(crate) struct Lines {
+    lines: Arc<Mutex<Vec<String>>>,
+    ended: Arc<AtomicBool>,
+}
 
-pub(crate) fn collect(pipe: impl Read + Send + 'static) -> Lines {
-    let lines = Lines::default();
-    let shared = Arc::clone(&lines);
-    std::thread::spawn(move || {
-        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-            shared.lock().unwrap().push(String::from_utf8(line).expect("our output is UTF-8"));
-        }
-    });
-    lines
+impl Lines {
+    pub(crate) fn of(pipe: impl Read + Send + 'static) -> Self {
+        let lines = Self::default();
+        let shared = lines.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8(line).expect("our output is UTF-8");
+                shared.lines.lock().unwrap().push(line);
+            }
+            shared.ended.store(true, Ordering::Release);
+        });
+        lines
+    }
+
+    /// What has come so far.
+    pub(crate) fn so_far(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    /// Everything, once the command has closed its end.
+    pub(crate) fn whole(&self) -> Vec<String> {
+        until("the output ends", || self.ended.load(Ordering::Acquire).then(|| self.so_far()))
+    }
 }
 
 /// A command that runs beside the test; killed when dropped.
@@ -61,8 +80,8 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let out = collect(child.stdout.take().unwrap());
-        let err = collect(child.stderr.take().unwrap());
+        let out = Lines::of(child.stdout.take().unwrap());
+        let err = Lines::of(child.stderr.take().unwrap());
         Self { child, out, err }
     }
 
@@ -72,11 +91,16 @@ impl Running {
     }
 
     pub(crate) fn out(&self) -> Vec<String> {
-        self.out.lock().unwrap().clone()
+        self.out.so_far()
     }
 
     pub(crate) fn err(&self) -> String {
-        self.err.lock().unwrap().join("\n")
+        self.err.so_far().join("\n")
+    }
+
+    /// Waits until it has said so on standard error.
+    pub(crate) fn says(&self, text: &str) {
+        until(text, || self.err().contains(text).then_some(()));
     }
 
     pub(crate) fn json(&self) -> Vec<Value> {
@@ -88,9 +112,12 @@ impl Running {
         until("lines are printed", || Some(self.out()).filter(|out| out.len() >= count))
     }
 
-    /// Waits for the end.
+    /// Waits for the end, and for all that was printed.
     pub(crate) fn end(&mut self) -> ExitStatus {
-        until("it ends", || self.child.try_wait().unwrap())
+        let status = until("it ends", || self.child.try_wait().unwrap());
+        self.out.whole();
+        self.err.whole();
+        status
     }
 
     pub(crate) fn ends_well(&mut self) {
@@ -126,7 +153,7 @@ impl Bus {
         let mut command = eventbus(&["serve"]);
         command.args(arguments).arg("--socket").arg(directory.path().join("bus.sock"));
         let serve = Running::start(command);
-        until("the broker listens", || serve.err().contains("listening on").then_some(()));
+        serve.says("listening on");
         Self { serve, directory }
     }
 

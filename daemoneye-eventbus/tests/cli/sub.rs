@@ -75,7 +75,8 @@ async fn a_durable_consumer_outlives_the_broker() {
 
     let bus = Bus::again(bus.kill(), &["--require", "store"]);
     until("it is back", || (bus.stat()["consumers"][0]["attached"] == true).then_some(()));
-    assert!(store.err().contains("connecting again") && store.err().contains("connected again"));
+    store.says("; connecting again");
+    store.says("connected again");
     let (_client, mut publisher) = log.connect(&bus).await;
     // The consumer has told the new broker what is printed already.
     let committed = Committed { sequence: Sequence(3), epoch: log.epoch };
@@ -84,10 +85,11 @@ async fn a_durable_consumer_outlives_the_broker() {
     log.last = 5;
     log.publish(&publisher, "f".into()).await;
     while publisher.acked().await.unwrap().sequence < Sequence(6) {}
+    store.lines(5);
     let lines = store.json();
     assert_eq!(strings(&lines, "text"), ["a", "b", "c", "", "f"]);
     assert_eq!(lines[3], serde_json::json!({ "missed": 2 }));
-    assert!(store.err().contains("2 events were missed"), "{}", store.err());
+    store.says("2 events were missed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +119,7 @@ fn a_slow_reader_is_told_what_it_missed() {
     let bus = Bus::new();
     let mut command = bus.command(&["sub", "--json", "--queue-events", "10", "events.#"]);
     let mut slow = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let err = collect(slow.stderr.take().unwrap());
+    let err = Lines::of(slow.stderr.take().unwrap());
     until("it is subscribed", || (bus.subscriptions() == 1).then_some(()));
     let mut publisher = bus.start(&["pub", "events.many", "-"]);
     let mut input = publisher.child.stdin.take().unwrap();
@@ -142,7 +144,7 @@ fn a_slow_reader_is_told_what_it_missed() {
     assert_eq!(seen + missed, EVENTS);
     assert!(missed > 0);
     let told = until("it is told on standard error", || {
-        err.lock().unwrap().iter().find(|line| line.contains("missed")).cloned()
+        err.so_far().into_iter().find(|line| line.contains("missed"))
     });
     assert!(told.starts_with("eventbus: ") && told.ends_with(" missed"), "{told}");
     let _ = slow.kill();
@@ -159,7 +161,7 @@ fn a_live_subscriber_says_that_it_was_away() {
     sub.lines(2);
     assert_eq!(sub.json()[0], serde_json::json!({ "missed": null }));
     assert_eq!(sub.json()[1]["text"], "after");
-    assert!(sub.err().contains("what was published meanwhile was missed"), "{}", sub.err());
+    sub.says("what was published meanwhile was missed");
     // An orderly end of the broker is a reason to wait, too.
     let mut once = bus.sub(&["--no-reconnect", "events.#"]);
     let mut bus = bus;

@@ -89,12 +89,12 @@ fn a_reader_that_has_enough_ends_it_quietly() {
     let bus = Bus::new();
     let mut sub = bus.command(&["sub", "events.#"]);
     let mut sub = sub.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let err = collect(sub.stderr.take().unwrap());
+    let err = Lines::of(sub.stderr.take().unwrap());
     until("it is subscribed", || (bus.subscriptions() == 1).then_some(()));
     drop(sub.stdout.take());
     succeeded(&bus.run(&["pub", "events.x", "x"]));
     let status = until("it ends", || sub.try_wait().unwrap());
-    assert_eq!((status.code(), err.lock().unwrap().join("\n")), (Some(0), String::new()));
+    assert_eq!((status.code(), err.whole().join("\n")), (Some(0), String::new()));
 
     let commands: [&[&str]; 4] =
         [&["stat"], &["stat", "--json"], &["completions", "bash"], &["pub", "events.x", "y"]];
