@@ -21,6 +21,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
 use crate::config::HEARTBEAT;
+use crate::logging::{LogFilter, SetLogFilter};
 use crate::monitor::{MonitorEnded, MonitorHandle};
 
 /// Why one session's conversation ended.
@@ -41,11 +42,12 @@ pub struct CollectorLink {
     clients: watch::Receiver<Option<Client>>,
     heartbeat: Duration,
     shutdown: mpsc::Sender<()>,
+    set_log_filter: SetLogFilter,
 }
 
 impl CollectorLink {
     /// A link over the sessions that `clients` shows. A request to shut down is passed on to
-    /// `shutdown`.
+    /// `shutdown`, one for another log filter to `set_log_filter`.
     #[must_use]
     pub fn new(
         id: CollectorId,
@@ -53,8 +55,9 @@ impl CollectorLink {
         clients: watch::Receiver<Option<Client>>,
         heartbeat: Duration,
         shutdown: mpsc::Sender<()>,
+        set_log_filter: SetLogFilter,
     ) -> Self {
-        Self { id, monitor, clients, heartbeat, shutdown }
+        Self { id, monitor, clients, heartbeat, shutdown, set_log_filter }
     }
 
     /// Speaks with the agent for as long as the monitor and the connector live.
@@ -186,6 +189,12 @@ impl CollectorLink {
             let message = format!("heartbeat_ms must be between {min} and {max}");
             return Ok(CollectorReply::Error { message });
         }
+        let log_filter = match update.log_level.map(|text| text.parse::<LogFilter>()).transpose() {
+            Ok(filter) => filter,
+            Err(error) => {
+                return Ok(CollectorReply::Error { message: format!("log_level: {error}") });
+            }
+        };
         if let Some(ms) = update.interval_ms
             && let refused @ CollectorReply::Error { .. } = self.update_interval(ms).await?
         {
@@ -193,6 +202,10 @@ impl CollectorLink {
         }
         if let Some(period) = period {
             *heartbeat = heartbeats(period);
+        }
+        if let Some(filter) = log_filter {
+            (self.set_log_filter)(&filter);
+            info!(%filter, "what is logged has been changed by the agent");
         }
         Ok(CollectorReply::Ok)
     }

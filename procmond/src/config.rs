@@ -12,6 +12,7 @@ use daemoneye_lib::topics::CollectorId;
 use thiserror::Error;
 
 use crate::event_bus_connector::ConnectorOptions;
+use crate::logging::LogFilter;
 use crate::monitor::{INTERVAL_MAX, INTERVAL_MIN};
 use crate::source::SourceChoice;
 use crate::wal::{ArchiveOptions, Compression, Retire, RotateEvery, SyncMode, WalOptions};
@@ -61,7 +62,7 @@ pub struct Config {
     /// How long an end may be put off to deliver what is left.
     pub shutdown_timeout: Duration,
     /// What procmond says of itself: a level or a filter.
-    pub log_level: String,
+    pub log_level: LogFilter,
 }
 
 /// Why there is no configuration.
@@ -215,7 +216,7 @@ impl Config {
                 "log.level",
                 "info",
                 "error, warn, info, debug, trace, or a filter such as procmond=debug",
-                |text| tracing_subscriber::EnvFilter::try_new(text).ok().map(|_| text.to_owned()),
+                |text| text.parse().ok(),
                 "What procmond says of itself on standard error. RUST_LOG overrides it.",
             ),
         }

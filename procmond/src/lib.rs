@@ -8,7 +8,7 @@ pub mod cli;
 pub mod collector;
 pub mod config;
 pub mod event_bus_connector;
-mod logging;
+pub mod logging;
 pub mod monitor;
 mod shutdown;
 pub mod source;

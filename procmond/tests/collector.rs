@@ -1,5 +1,8 @@
 //! The collector's conversation with the agent, over a real broker and a real socket.
 
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +16,7 @@ use daemoneye_lib::models::control::{
 use daemoneye_lib::topics::{self, CollectorId};
 use procmond::collector::CollectorLink;
 use procmond::event_bus_connector::{ConnectorOptions, EventBusConnector};
+use procmond::logging::LogFilter;
 use procmond::monitor::snapshot::SNAPSHOT_FILE;
 use procmond::monitor::{MonitorHandle, MonitorOptions, ProcessMonitor, Recovered};
 use procmond::source::SourceChoice;
@@ -41,6 +45,8 @@ struct Collector {
     monitor: MonitorHandle,
     link: JoinHandle<()>,
     shutdown_asked: mpsc::Receiver<()>,
+    /// The log filters asked for.
+    log_filters: Arc<Mutex<Vec<String>>>,
 }
 
 impl Collector {
@@ -67,8 +73,13 @@ impl Collector {
         tokio::spawn(actor.run());
         let (shutdown, shutdown_asked) = mpsc::channel(1);
         let id = CollectorId::new(ID).expect("a name");
-        let link = CollectorLink::new(id, monitor.clone(), clients, heartbeat, shutdown);
-        Self { log, monitor, link: tokio::spawn(link.run()), shutdown_asked }
+        let log_filters = Arc::new(Mutex::new(Vec::new()));
+        let asked = Arc::clone(&log_filters);
+        let set = Arc::new(move |filter: &LogFilter| {
+            asked.lock().expect("no panic").push(filter.to_string());
+        });
+        let link = CollectorLink::new(id, monitor.clone(), clients, heartbeat, shutdown, set);
+        Self { log, monitor, link: tokio::spawn(link.run()), shutdown_asked, log_filters }
     }
 
     async fn health(&self) -> CollectorHealth {
@@ -307,12 +318,19 @@ async fn the_pace_of_heartbeats_that_was_asked_for_outlives_the_session() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_refused_update_nothing_is_taken_up() {
     let directory = tempfile::tempdir().expect("a directory");
-    let _collector = Collector::start(&directory, Duration::from_millis(100));
+    let collector = Collector::start(&directory, Duration::from_millis(100));
     let mut agent = Agent::start(&directory).await;
     agent.registration().await;
     let update = json!({ "request": "update_config", "interval_ms": 1, "heartbeat_ms": 60_000 });
     let refused = agent.refusal(update).await;
     assert!(refused.contains("the interval must be"), "{refused}");
+    let update = json!({ "request": "update_config", "interval_ms": 1, "log_level": "debug" });
+    let refused = agent.refusal(update).await;
+    assert!(refused.contains("the interval must be"), "{refused}");
+    let update = json!({ "request": "update_config", "heartbeat_ms": 60_000, "log_level": "loud" });
+    let refused = agent.refusal(update).await;
+    assert!(refused.contains("log_level: not error, warn"), "{refused}");
+    assert!(collector.log_filters.lock().expect("no panic").is_empty());
     // Had it been taken up, these would take minutes.
     for _ in 0..4 {
         agent.heartbeat().await;
@@ -327,4 +345,58 @@ async fn it_ends_with_the_monitor() {
     agent.registration().await;
     collector.monitor.shutdown().await.expect("the monitor ends");
     within(collector.link).await.expect("the link ends at the next heartbeat");
+}
+
+/// Killed with the test, should that end early.
+struct Guarded(Child);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The program itself: what it says of itself changes while it runs, and changes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_program_takes_up_another_log_level_and_ends_when_it_is_asked_to() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut agent = Agent::start(&directory).await;
+    let said = directory.path().join("stderr");
+    let program = Command::new(env!("CARGO_BIN_EXE_procmond"))
+        .args(["run", "--wait-for-agent", "--source", "poll", "--wal-dir"])
+        .arg(directory.path().join("wal"))
+        .env("DAEMONEYE_BROKER_SOCKET", directory.path().join("bus.sock"))
+        .env("PROCMOND_COLLECTOR__ID", ID)
+        .env("PROCMOND_LOG__LEVEL", "error")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(&said).expect("a file"))
+        .spawn()
+        .expect("procmond starts");
+    let mut program = Guarded(program);
+    agent.registration().await;
+    let said = || std::fs::read_to_string(&said).expect("what it said");
+    assert_eq!(said(), "", "nothing has gone wrong");
+
+    let louder = json!({ "request": "update_config", "log_level": "warn,procmond=info" });
+    assert_eq!(agent.ask_json(louder).await, CollectorReply::Ok);
+    // It is said before the answer is sent.
+    let heard = said();
+    assert!(heard.contains("what is logged has been changed"), "{heard}");
+
+    let quieter = json!({ "request": "update_config", "log_level": "off" });
+    assert_eq!(agent.ask_json(quieter).await, CollectorReply::Ok);
+    assert_eq!(agent.ask_json(json!({ "request": "shutdown" })).await, CollectorReply::Ok);
+    let deadline = Instant::now() + DEADLINE;
+    let status = loop {
+        if let Some(status) = program.0.try_wait().expect("it is our child") {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "it does not end");
+        tokio::time::sleep(MOMENT).await;
+    };
+    assert!(status.success(), "{status}");
+    assert_eq!(said(), heard, "and of that it said nothing any more");
 }

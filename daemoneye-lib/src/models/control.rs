@@ -80,7 +80,7 @@ pub enum CollectorRequest {
 }
 
 /// Settings that can change while a collector runs; what is absent stays as it is.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigUpdate {
     /// Milliseconds between two looks at the process table.
@@ -89,6 +89,9 @@ pub struct ConfigUpdate {
     /// Milliseconds between two heartbeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heartbeat_ms: Option<u64>,
+    /// What the collector says of itself: a level or a filter, as its option `log.level`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_level: Option<String>,
 }
 
 /// The answer to a [`CollectorRequest`].
@@ -222,6 +225,7 @@ mod tests {
         let request = CollectorRequest::UpdateConfig(ConfigUpdate {
             interval_ms: Some(500),
             heartbeat_ms: None,
+            log_level: None,
         });
         let json = serde_json::to_string(&request).unwrap();
         assert_eq!(json, r#"{"request":"update_config","interval_ms":500}"#);

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use crate::collector::CollectorLink;
 use crate::config::{Config, FlagValue};
 use crate::event_bus_connector::{ConnectorOptions, EventBusConnector};
+use crate::logging::SetLogFilter;
 use crate::monitor::snapshot::SNAPSHOT_FILE;
 use crate::monitor::{
     INTERVAL_MAX, MonitorError, MonitorHandle, MonitorOptions, ProcessMonitor, Recovered,
@@ -80,7 +81,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    crate::logging::init(&config.log_level);
+    let set_log_filter = crate::logging::init(&config.log_level);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The log and the source have threads of their own; what is left is little.
         .worker_threads(2)
@@ -88,7 +89,9 @@ pub fn run(args: &RunArgs) -> ExitCode {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(collect(&config, socket, args.wait_for_agent)),
+        Ok(runtime) => {
+            runtime.block_on(collect(&config, socket, args.wait_for_agent, set_log_filter))
+        }
         Err(error) => Err(error.into()),
     };
     match result {
@@ -122,7 +125,12 @@ pub(super) fn broker_socket(variable: Option<OsString>) -> Result<PathBuf, Strin
 
 type RunError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn collect(config: &Config, socket: PathBuf, wait_for_agent: bool) -> Result<(), RunError> {
+async fn collect(
+    config: &Config,
+    socket: PathBuf,
+    wait_for_agent: bool,
+    set_log_filter: SetLogFilter,
+) -> Result<(), RunError> {
     let mut signals = Signals::listen()?;
     let (log, recovery) = WriteAheadLog::open(&config.wal_dir, config.wal_options())?;
     report(&log, &recovery);
@@ -149,6 +157,7 @@ async fn collect(config: &Config, socket: PathBuf, wait_for_agent: bool) -> Resu
         connector.client(),
         config.heartbeat,
         shutdown,
+        set_log_filter,
     );
     tokio::spawn(link.run());
 
