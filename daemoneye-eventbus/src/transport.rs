@@ -4,14 +4,11 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use interprocess::local_socket::tokio::{Listener, Stream, prelude::*};
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, Name};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::broker::BindError;
 use crate::client::ConnectError;
@@ -104,52 +101,11 @@ pub(crate) async fn connect(
     Ok(stream)
 }
 
-/// One of two owners of a stream, for reading or writing. `interprocess`'s own halves are
-/// deprecated in favour of this, and its stream writes only the first of several buffers, which
-/// would cost a system call, and a wake-up of the peer, for each.
-#[derive(Debug)]
-pub(crate) struct Half(Arc<Stream>);
-
-/// Both halves of a stream. The socket is closed when both are dropped.
-pub(crate) fn split(stream: Stream) -> (Half, Half) {
-    let stream = Arc::new(stream);
-    (Half(Arc::clone(&stream)), Half(stream))
-}
-
-impl AsyncRead for Half {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut &*self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Half {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut &*self.0).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        platform::poll_write_vectored(&self.0, cx, bufs)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut &*self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut &*self.0).poll_shutdown(cx)
-    }
+/// Both halves of a stream; the socket is closed when both are dropped.
+pub(crate) fn split(
+    stream: Stream,
+) -> (impl AsyncRead + Unpin + Send + 'static, impl AsyncWrite + Unpin + Send + 'static) {
+    platform::split(stream)
 }
 
 /// Who is at the other end.
@@ -179,6 +135,8 @@ mod platform {
 
     use interprocess::local_socket::traits::StreamCommon;
     use interprocess::os::unix::local_socket::ListenerOptionsExt;
+    use tokio::net::UnixStream;
+    use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
     use super::*;
 
@@ -187,13 +145,11 @@ mod platform {
         if bytes > SOCKET_PATH_BYTES_MAX { Err(bytes) } else { Ok(()) }
     }
 
-    pub(super) fn poll_write_vectored(
-        stream: &Stream,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    /// Tokio's own halves. Those of `interprocess` ask the socket once more after each read whether
+    /// there is anything left, and its stream writes only the first of several buffers.
+    pub(super) fn split(stream: Stream) -> (OwnedReadHalf, OwnedWriteHalf) {
         let Stream::UdSocket(stream) = stream;
-        Pin::new(&mut &*stream).poll_write_vectored(cx, bufs)
+        UnixStream::from(stream).into_split()
     }
 
     pub(super) fn own_uids() -> Vec<u32> {
@@ -350,6 +306,8 @@ mod platform {
 mod platform {
     use interprocess::local_socket::traits::StreamCommon;
 
+    use tokio::io::{ReadHalf, WriteHalf};
+
     use super::*;
 
     pub(super) fn check_path(_socket: &Path) -> Result<(), usize> {
@@ -365,12 +323,8 @@ mod platform {
         Ok(())
     }
 
-    pub(super) fn poll_write_vectored(
-        stream: &Stream,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut &*stream).poll_write_vectored(cx, bufs)
+    pub(super) fn split(stream: Stream) -> (ReadHalf<Stream>, WriteHalf<Stream>) {
+        tokio::io::split(stream)
     }
 
     /// A pipe's name is no place for a file: the lock lies in the user's temporary directory.
