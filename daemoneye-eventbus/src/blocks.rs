@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-/// More would only be held in reserve.
-const KEPT_MAX: usize = 3;
+/// Blocks that wait to be used again. More would only be held in reserve.
+const SPARE_MAX: usize = 3;
+/// Blocks whose contents are still somewhere: enough for a subscription's queue that is full.
+const BUSY_MAX: usize = 32;
 
 /// Handles on blocks whose contents are still on their way somewhere, or are gone by now. Without
 /// them every block is returned to the system when its contents are gone, and the next one faulted
@@ -18,15 +20,27 @@ pub(crate) struct Blocks {
 impl Blocks {
     /// An empty block with room for `bytes`.
     pub(crate) fn take(&mut self, bytes: usize) -> BytesMut {
-        let free = self.kept.iter_mut().position(|block| block.try_reclaim(bytes));
-        free.and_then(|at| self.kept.remove(at)).unwrap_or_else(|| BytesMut::with_capacity(bytes))
+        let (mut taken, mut spare) = (None, 0);
+        // The oldest first: a queue that is full gives them back in this order.
+        self.kept.retain_mut(|block| {
+            if !block.try_reclaim(bytes) {
+                return true;
+            }
+            if taken.is_none() {
+                taken = Some(std::mem::take(block));
+                return false;
+            }
+            spare += 1;
+            spare <= SPARE_MAX
+        });
+        taken.unwrap_or_else(|| BytesMut::with_capacity(bytes))
     }
 
     /// Keeps a handle on a block. What has been split off it stays valid.
     pub(crate) fn keep(&mut self, mut block: BytesMut) {
         block.clear();
         self.kept.push_back(block);
-        if self.kept.len() > KEPT_MAX {
+        if self.kept.len() > BUSY_MAX {
             self.kept.pop_front();
         }
     }
@@ -56,9 +70,15 @@ mod tests {
     #[test]
     fn few_blocks_are_kept() {
         let mut blocks = Blocks::default();
-        for _ in 0..10 {
-            blocks.keep(BytesMut::with_capacity(64));
+        let mut contents = Vec::new();
+        for _ in 0..2 * BUSY_MAX {
+            let mut block = BytesMut::from(&b"contents"[..]);
+            contents.push(block.split());
+            blocks.keep(block);
         }
-        assert_eq!(blocks.kept.len(), KEPT_MAX);
+        assert_eq!(blocks.kept.len(), BUSY_MAX);
+        drop(contents);
+        blocks.take(8);
+        assert_eq!(blocks.kept.len(), SPARE_MAX);
     }
 }

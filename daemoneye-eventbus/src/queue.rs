@@ -157,11 +157,23 @@ impl<M> LiveQueue<M> {
         })
     }
 
-    /// Drops the oldest, one entry at a time, until both bounds hold.
+    /// Drops the oldest until both bounds hold: an entry at a time, but what must go as a whole
+    /// without looking at it, for it is long out of the caches.
     fn shrink(&mut self) {
-        while self.bytes > self.limits.bytes_max || self.count > self.limits.count_max {
+        let QueueLimits { bytes_max, count_max } = self.limits;
+        while self.bytes > bytes_max || self.count > count_max {
             let Some(front) = self.items.front_mut() else { return };
             match front {
+                Item::Run(run)
+                    if self.bytes.saturating_sub(run.entries.len()) >= bytes_max
+                        || self.count.saturating_sub(run.count as usize) >= count_max =>
+                {
+                    self.bytes -= run.entries.len();
+                    self.count -= run.count as usize;
+                    self.missed += u64::from(run.count);
+                    self.missed_total += u64::from(run.count);
+                    self.items.pop_front();
+                }
                 Item::Run(run) => {
                     let before = run.entries.len();
                     let popped = run.pop().is_some();
@@ -237,6 +249,17 @@ mod tests {
         assert_eq!(queue.count(), 4);
         assert_eq!(drain(&mut queue), ["missed 2", "3", "hello", "4", "5"]);
         assert_eq!((queue.bytes(), queue.count(), queue.missed_total()), (0, 0, 2));
+    }
+
+    #[test]
+    fn what_must_go_as_a_whole_is_counted_as_a_whole() {
+        let mut queue = LiveQueue::new(QueueLimits { bytes_max: 1 << 20, count_max: 4 });
+        queue.push_run(run(1, 3, 8));
+        queue.push_run(run(4, 3, 8));
+        assert_eq!((queue.bytes(), queue.count(), queue.missed_total()), (160, 4, 2));
+        queue.push_run(run(7, 4, 8));
+        assert_eq!((queue.bytes(), queue.count(), queue.missed_total()), (160, 4, 6));
+        assert_eq!(drain(&mut queue), ["missed 6", "7", "8", "9", "10"]);
     }
 
     #[test]
