@@ -7,9 +7,12 @@ use bytes::{Buf, Bytes, BytesMut};
 use interprocess::local_socket::tokio::{Stream, prelude::*};
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, Name};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
-use crate::{CHUNK_BYTES, Load, PAYLOAD_BYTES, now, say};
+use crate::load::{CHUNK_BYTES, Load, PAYLOAD_BYTES, Received, TICK, stamp, summary};
+use crate::process::{say, say_now};
 
 /// A message is its length and its payload.
 const MESSAGE_BYTES: usize = 4 + PAYLOAD_BYTES;
@@ -18,6 +21,12 @@ type Subscribers = Arc<Mutex<Vec<mpsc::Sender<Bytes>>>>;
 
 fn name(socket: &Path) -> Name<'_> {
     socket.to_fs_name::<GenericFilePath>().expect("a path can be a socket's name")
+}
+
+/// Tokio's own: those of `interprocess` ask the socket once more after each read.
+fn halves(stream: Stream) -> (OwnedReadHalf, OwnedWriteHalf) {
+    let Stream::UdSocket(stream) = stream;
+    UnixStream::from(stream).into_split()
 }
 
 pub(crate) async fn broker(socket: &Path) {
@@ -31,7 +40,7 @@ pub(crate) async fn broker(socket: &Path) {
 }
 
 async fn serve(stream: Stream, subscribers: Subscribers) {
-    let (mut reader, mut writer) = (&stream, &stream);
+    let (mut reader, mut writer) = halves(stream);
     let mut role = [0];
     if reader.read_exact(&mut role).await.is_err() {
         return;
@@ -88,37 +97,43 @@ pub(crate) async fn subscriber(socket: &Path, load: Load) {
         stream.read_exact(&mut ready).await.expect("the relay is there");
         tasks.push(tokio::spawn(async move {
             let mut buffer = BytesMut::with_capacity(4 * CHUNK_BYTES);
-            let mut received = 0;
-            while received < load.messages {
+            let mut received = Received::new(load);
+            while !received.all() {
                 buffer.reserve(CHUNK_BYTES);
                 let read = stream.read_buf(&mut buffer).await.expect("the relay is there");
                 assert!(read > 0, "the relay is there");
                 while buffer.len() >= MESSAGE_BYTES {
+                    received.message(&buffer[4..MESSAGE_BYTES]);
                     buffer.advance(MESSAGE_BYTES);
-                    received += 1;
                 }
             }
+            received
         }));
     }
     say("ready");
+    let mut received = Vec::new();
     for task in tasks {
-        task.await.expect("every message");
+        received.push(task.await.expect("every message"));
     }
-    say(now());
+    say(summary(received));
 }
 
 pub(crate) async fn publisher(socket: &Path, load: Load) {
     let stream = Stream::connect(name(socket)).await.expect("the relay is there");
-    let (mut reader, mut writer) = (&stream, &stream);
+    let (mut reader, mut writer) = halves(stream);
     writer.write_all(b"P").await.expect("the relay is there");
     let mut message = (PAYLOAD_BYTES as u32).to_le_bytes().to_vec();
     message.resize(MESSAGE_BYTES, b'x');
     let mut out = Vec::with_capacity(CHUNK_BYTES + MESSAGE_BYTES);
     let mut acks = BytesMut::with_capacity(4096);
     let (mut sent, mut acked) = (0, 0);
-    say(now());
+    say_now();
+    let began = tokio::time::Instant::now();
+    let mut ticks = tokio::time::interval(TICK);
     while acked < load.messages {
-        while sent - acked < load.window && sent < load.messages && out.len() < CHUNK_BYTES {
+        let allowed = if load.rate > 0 { load.due(began.elapsed()) } else { acked + load.window };
+        while sent < allowed.min(load.messages) && out.len() < CHUNK_BYTES {
+            stamp(&mut message[4..], &load);
             out.extend_from_slice(&message);
             sent += 1;
         }
@@ -127,7 +142,7 @@ pub(crate) async fn publisher(socket: &Path, load: Load) {
             out.clear();
         }
         acks.reserve(4096);
-        let full = sent - acked == load.window || sent == load.messages;
+        let full = sent - acked == load.window || sent == load.messages || load.rate > 0;
         tokio::select! {
             biased;
             read = reader.read_buf(&mut acks) => {
@@ -137,7 +152,8 @@ pub(crate) async fn publisher(socket: &Path, load: Load) {
                 }
             }
             () = tokio::task::yield_now(), if !full => {}
+            _ = ticks.tick(), if load.rate > 0 && sent < load.messages => {}
         }
     }
-    say(now());
+    say_now();
 }
