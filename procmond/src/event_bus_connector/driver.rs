@@ -163,7 +163,9 @@ impl Driver {
             while let Some(input) = inputs.pop_front() {
                 let mut commands = Vec::new();
                 self.machine.step(input, Instant::now(), &mut commands);
-                self.shared.tail.set_window_bytes(self.machine.window().bytes());
+                let read = |input: &Input| matches!(input, Input::Read(_));
+                let reading = self.reading.is_some() || inputs.iter().any(read);
+                self.shared.tail.set_window_bytes(self.machine.window().bytes(), reading);
                 for command in commands {
                     if let Command::Finish = command {
                         return self.finish().await;
@@ -295,6 +297,7 @@ impl Driver {
                 }
             }
             Command::Read { from, bytes_max } => {
+                self.shared.tail.reserve(bytes_max);
                 let mut replay = match self.replay.take() {
                     Some(replay) => replay,
                     None => Replay::new(self.shared.log.clone()),

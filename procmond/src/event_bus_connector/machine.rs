@@ -289,8 +289,14 @@ impl Machine {
     fn read(&mut self, records: Vec<Record>, now: Instant) {
         self.reading = Reading::Idle;
         let before = self.window.end();
+        let mut taken = 0;
         for record in records {
             let bytes = record.payload.len() as u64;
+            // No more than room was kept for: a read may go beyond by its last record.
+            if taken > 0 && taken + bytes > self.read_bytes {
+                break;
+            }
+            taken += bytes;
             if record.sequence > self.window.end() && self.window.push(record) {
                 self.log_only_bytes = self.log_only_bytes.saturating_sub(bytes);
             }

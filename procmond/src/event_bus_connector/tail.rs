@@ -12,8 +12,9 @@ use crate::wal::{WalError, WriteAheadLog};
 
 /// What producers have submitted and the driver has not yet collected.
 ///
-/// A payload is kept here only while it and the driver's window fit the window's limit together;
-/// beyond that just its size is noted and the driver reads it back from the log.
+/// A payload is kept here only while it, the driver's window and what is being read back for that fit
+/// the window's limit together; beyond that just its size is noted and the driver reads it back from
+/// the log.
 pub(super) struct Tail {
     // A std mutex: it is held for an append to the log's buffer and never across an await.
     inner: Mutex<Inner>,
@@ -28,7 +29,15 @@ struct Inner {
     last: Sequence,
     bytes: u64,
     window_bytes: u64,
+    /// Room that is kept for what is being read back from the log.
+    reserved_bytes: u64,
     peak_bytes: u64,
+}
+
+impl Inner {
+    fn held_bytes(&self) -> u64 {
+        self.bytes + self.window_bytes + self.reserved_bytes
+    }
 }
 
 struct Submitted {
@@ -64,7 +73,7 @@ impl Tail {
         let epoch = log.epoch();
         let sequence = log.submit(kind, timestamp_ns, &payload)?;
         let bytes = payload.len() as u64;
-        let fits = inner.bytes + inner.window_bytes + bytes <= self.bytes_max;
+        let fits = inner.held_bytes() + bytes <= self.bytes_max;
         let record = fits.then(|| Record { sequence, span: 1, epoch, timestamp_ns, kind, payload });
         if fits {
             inner.bytes += bytes;
@@ -107,11 +116,36 @@ impl Tail {
         collected
     }
 
-    /// Tells how full the driver's window is.
-    pub(super) fn set_window_bytes(&self, window_bytes: u64) {
+    /// Tells how full the driver's window is, and whether something is still being read for it.
+    pub(super) fn set_window_bytes(&self, window_bytes: u64, reading: bool) {
         let mut inner = self.lock();
         inner.window_bytes = window_bytes;
+        if !reading {
+            inner.reserved_bytes = 0;
+        }
         inner.peak_bytes = inner.peak_bytes.max(inner.bytes + window_bytes);
+    }
+
+    /// Keeps room for what is read back from the log. Where there is not enough, the payloads that
+    /// stand here give way: they come after what is read, and can be read back in their turn.
+    ///
+    /// They must not be waited for: on a full disk they become durable only when what is read has
+    /// been delivered.
+    pub(super) fn reserve(&self, bytes: u64) {
+        let mut inner = self.lock();
+        inner.reserved_bytes = bytes;
+        let mut excess = inner.held_bytes().saturating_sub(self.bytes_max);
+        let mut freed = 0;
+        for submitted in &mut inner.submitted {
+            if excess == 0 {
+                break;
+            }
+            if submitted.record.take().is_some() {
+                freed += submitted.bytes;
+                excess = excess.saturating_sub(submitted.bytes);
+            }
+        }
+        inner.bytes -= freed;
     }
 
     /// Payload bytes held here and in the window, now and at most so far.
@@ -132,5 +166,46 @@ impl Tail {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing that is done under the lock leaves it half done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::wal::WalOptions;
+
+    /// While the window is filled from the log new records come in: each looked at its own room, and
+    /// together they went beyond the limit.
+    #[tokio::test]
+    async fn d4_what_is_read_back_and_what_is_submitted_meanwhile_share_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let commit_delay = Duration::from_secs(3600);
+        let options = WalOptions { commit_delay, ..WalOptions::default() };
+        let (log, _) = WriteAheadLog::open(dir.path(), options).unwrap();
+        let tail = Tail::new(1000, log.last());
+        let submit = |count: usize| {
+            for _ in 0..count {
+                tail.submit(&log, 1, 0, Bytes::from_static(&[0; 100])).unwrap();
+            }
+        };
+        tail.set_window_bytes(300, false);
+        submit(9);
+        assert_eq!(tail.window_bytes(), (1000, 1000), "seven are kept, two are not");
+
+        tail.reserve(500);
+        assert_eq!(tail.window_bytes().0, 500, "five gave way");
+        submit(3);
+        assert_eq!(tail.window_bytes().0, 500, "their room is not for the next");
+        tail.set_window_bytes(800, false);
+        submit(3);
+        assert_eq!(tail.window_bytes(), (1000, 1000));
+
+        let last = log.flush().await.unwrap();
+        let collected = tail.collect(last);
+        let kept: Vec<u64> = collected.records.iter().map(|record| record.sequence.0).collect();
+        assert_eq!(kept, [6, 7]);
+        assert_eq!(collected.skipped_bytes, 1300);
     }
 }
