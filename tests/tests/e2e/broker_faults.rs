@@ -310,10 +310,12 @@ fn broker_killed_stopped_and_restarted_under_load() {
     for watcher in [&fast, &slow] {
         until("the watchers have seen the last", || watcher.last.load(Ordering::Relaxed) == last);
     }
+    well();
     let health = connector.health();
     let drained = runtime.block_on(connector.shutdown(Duration::from_secs(20)));
     assert!(drained.expect("the log is well").delivered);
-    well();
+    // The connector has ended, and with it the signals.
+    runtime.block_on(pressing).expect("the pressure was in order");
     broker.finish();
 
     let stored = lock(&stored);
