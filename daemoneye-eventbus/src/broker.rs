@@ -196,6 +196,13 @@ impl Broker {
         self.shared.core().stats()
     }
 
+    /// A look inside with as many rows as fit into about `bytes_max` bytes of JSON; how many do not
+    /// is [said](BrokerStats::left_out).
+    #[must_use]
+    pub fn stats_within(&self, bytes_max: usize) -> BrokerStats {
+        self.shared.core().stats_within(bytes_max)
+    }
+
     /// Who publishes now, by client id.
     #[must_use]
     pub fn publishers(&self) -> Vec<PublisherInfo> {

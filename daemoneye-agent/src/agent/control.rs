@@ -31,6 +31,9 @@ use crate::supervisor::{Connections, SupervisorStatus};
 /// How long a collector may take to answer a request.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// About how much of a status the broker's figures may be, in bytes: the whole is one message.
+const BROKER_BYTES: usize = 256 << 10;
+
 /// How often it is looked whether a collector has become silent, and the status is said.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -251,7 +254,8 @@ impl Control {
             supervisor: self.supervised.borrow().clone(),
             collectors: self.collectors.statuses(&connected_pids(&self.broker)),
             store: StoreStatus::new(config.state.database(), self.store.figures()),
-            broker: serde_json::to_value(self.broker.stats()).unwrap_or_default(),
+            broker: serde_json::to_value(self.broker.stats_within(BROKER_BYTES))
+                .unwrap_or_default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use daemoneye_eventbus::{
     AckLevel, Batch, Client, ClientOptions, ConnectError, Entry, Publisher, Role, Topic,
+    TopicPattern,
 };
 use daemoneye_lib::models::control::{
     CollectorRegistration, CollectorReply, CollectorState, Lifecycle,
@@ -295,8 +296,26 @@ async fn a_collector_is_told_to_begin_and_shows_in_the_status() {
     assert_eq!(status.store.figures.streams[0].stream, log.stream);
     assert!(status.broker["consumers"][0]["attached"].as_bool().unwrap());
 
+    // However many there are to tell of, it stays a message.
+    let mut crowd = Vec::new();
+    let longest: TopicPattern = vec!["x".repeat(31); 8].join(".").parse().unwrap();
+    for n in 0..3 {
+        let options = ClientOptions::new(format!("crowd-{n}"), Role::Subscriber);
+        let client = Client::connect(bench.broker.socket(), options).await.unwrap();
+        for _ in 0..1000 {
+            let patterns = [longest.clone()];
+            crowd.push(client.subscribe(&patterns, Default::default()).await.unwrap());
+        }
+    }
+    let answer = asker.request(&topic, Bytes::new(), PATIENCE).await.unwrap();
+    let status: AgentStatus = serde_json::from_slice(&answer).unwrap();
+    let told = status.broker["live"].as_array().unwrap().len() as u64;
+    let left_out = status.broker["left_out"].as_u64().unwrap();
+    assert!(told > 0 && left_out > 0 && told + left_out >= 3000, "{told} told, not {left_out}");
+    drop(crowd);
+
     // Who only listens hears it without asking.
-    let patterns = [daemoneye_eventbus::TopicPattern::from(&topic)];
+    let patterns = [TopicPattern::from(&topic)];
     let mut listener = asker.subscribe(&patterns, Default::default()).await.unwrap();
     let first = timeout(PATIENCE, listener.next()).await.expect("a status in time").unwrap();
     let daemoneye_eventbus::LiveItem::Message(said) = first else { panic!("{first:?}") };

@@ -45,8 +45,8 @@ pub struct BrokerStats {
     pub refused: BTreeMap<RefusalCode, u64>,
     /// Connections the broker has ended with a goodbye and that are gone, by reason.
     pub ended: BTreeMap<GoodbyeCode, u64>,
-    /// Rows missing from the lists below. 0 in [`Broker::stats`](crate::Broker::stats); an answer
-    /// over the socket has only so much room.
+    /// Rows missing from the lists below. 0 in [`Broker::stats`](crate::Broker::stats); a message
+    /// has only so much room.
     pub left_out: u64,
     /// Everybody who is connected and welcome.
     pub connections: Vec<ConnectionStats>,

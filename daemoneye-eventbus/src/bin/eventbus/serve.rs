@@ -1,6 +1,5 @@
 //! `eventbus serve`: a broker that stands alone.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
@@ -130,12 +129,10 @@ fn log_to_stderr() -> Result<(), Failure> {
             .map_err(|error| Failure::Usage(format!("RUST_LOG is not a filter: {error}")))?,
         _ => EnvFilter::new("warn"),
     };
-    let colour = std::io::stderr().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(colour)
+        .with_ansi(false)
         .with_target(false)
         // Would print to the very stream that failed, and panic.
         .log_internal_errors(false)

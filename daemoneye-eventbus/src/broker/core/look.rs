@@ -33,7 +33,7 @@ impl Core {
 
     /// The look, with as many rows as fit into about `bytes_max` bytes of JSON. What people ask
     /// for most comes first.
-    pub(super) fn stats_within(&self, bytes_max: usize) -> BrokerStats {
+    pub(crate) fn stats_within(&self, bytes_max: usize) -> BrokerStats {
         let mut room = Room { bytes: bytes_max, left_out: 0 };
         let mut stats = BrokerStats {
             pid: std::process::id(),
