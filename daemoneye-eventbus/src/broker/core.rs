@@ -23,6 +23,7 @@ mod retained;
 mod stream;
 mod subscribing;
 mod topics;
+mod trie;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -105,7 +106,7 @@ pub(crate) struct Core {
     refused: BTreeMap<RefusalCode, u64>,
     /// Connections ended with a goodbye.
     ended: BTreeMap<GoodbyeCode, u64>,
-    /// Routes of the batch at hand; kept for its allocation.
+    /// Where the batch or message at hand goes; kept for its allocation.
     route: Vec<(ConnId, u32)>,
 }
 
@@ -163,11 +164,13 @@ impl Core {
     /// The connection is gone, for whatever reason.
     pub(crate) fn disconnect(&mut self, id: ConnId) {
         let Some(conn) = self.conns.remove(&id) else { return };
-        self.topics.unroute(|(conn, _)| *conn == id);
-        for subscription in conn.subscriptions.values() {
+        for (number, subscription) in &conn.subscriptions {
             match subscription {
                 Subscription::Durable { name } => self.detach(id, name),
-                Subscription::Live { queue, .. } => self.missed_gone += queue.missed_total(),
+                Subscription::Live { patterns, wanted, queue, .. } => {
+                    self.missed_gone += queue.missed_total();
+                    self.topics.end((id, *number), patterns, wanted);
+                }
             }
         }
         self.traffic_gone += conn.traffic;

@@ -114,21 +114,19 @@ impl Core {
             return true;
         }
         let mut answerable = false;
-        for conn in self.conns.values_mut() {
-            let may_answer = conn.identity.as_ref().is_some_and(|i| i.role != Role::Subscriber);
-            for (number, subscription) in &mut conn.subscriptions {
-                if let Subscription::Live { patterns, queue, .. } = subscription
-                    && patterns.iter().any(|pattern| pattern.matches(&message.topic))
-                {
-                    let mut frame = BytesMut::new();
-                    Frame::Message(MessageFrame { subscription: *number, ..message.clone() })
-                        .encode(&mut frame);
-                    let bytes = frame.len();
-                    queue.push_message(frame.freeze(), bytes);
-                    conn.wake.notify_one();
-                    answerable |= may_answer;
-                }
-            }
+        self.topics.subscribed(&message.topic, &mut self.route);
+        for (id, number) in &self.route {
+            let Some(conn) = self.conns.get_mut(id) else { continue };
+            let Some(Subscription::Live { queue, .. }) = conn.subscriptions.get_mut(number) else {
+                continue;
+            };
+            let mut frame = BytesMut::new();
+            Frame::Message(MessageFrame { subscription: *number, ..message.clone() })
+                .encode(&mut frame);
+            let bytes = frame.len();
+            queue.push_message(frame.freeze(), bytes);
+            conn.wake.notify_one();
+            answerable |= conn.identity.as_ref().is_some_and(|i| i.role != Role::Subscriber);
         }
         answerable
     }

@@ -54,20 +54,14 @@ impl Core {
 
     /// Matches a new topic against every subscription and tells those who will see it its alias.
     fn announce(&mut self, alias: u16, topic: &Topic) {
-        for (id, conn) in &mut self.conns {
-            let mut matched = false;
-            for (number, subscription) in &mut conn.subscriptions {
-                if let Subscription::Live { patterns, wanted, .. } = subscription
-                    && patterns.iter().any(|pattern| pattern.matches(topic))
-                {
-                    wanted.insert(alias);
-                    self.topics.route(alias, (*id, *number));
-                    matched = true;
-                }
+        self.topics.subscribed(topic, &mut self.route);
+        for (id, number) in &self.route {
+            self.topics.route(alias, (*id, *number));
+            let Some(conn) = self.conns.get_mut(id) else { continue };
+            if let Some(Subscription::Live { wanted, .. }) = conn.subscriptions.get_mut(number) {
+                wanted.insert(alias);
             }
-            if matched {
-                conn.declare(alias, topic);
-            }
+            conn.declare(alias, topic);
         }
         for consumer in self.consumers.values_mut() {
             if consumer.patterns.iter().any(|pattern| pattern.matches(topic)) {

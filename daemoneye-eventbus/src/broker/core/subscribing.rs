@@ -97,8 +97,8 @@ impl Core {
             SubscribeKind::Live { bytes_max, count_max } => {
                 for alias in &selected {
                     conn.declare(*alias, self.topics.name(*alias));
-                    self.topics.route(*alias, (id, number));
                 }
+                self.topics.begin((id, number), &subscribe.patterns, &wanted);
                 let bytes_asked = bytes_max as usize;
                 let queue = LiveQueue::new(QueueLimits {
                     bytes_max: bytes_asked,
@@ -227,10 +227,10 @@ impl Core {
     ) -> Result<(), Refusal> {
         let Some(conn) = self.conns.get_mut(&id) else { return Ok(()) };
         match conn.subscriptions.remove(&number) {
-            Some(Subscription::Live { queue, .. }) => {
+            Some(Subscription::Live { patterns, wanted, queue, .. }) => {
                 self.missed_gone += queue.missed_total();
                 conn.share_queues(self.limits.queue_bytes_max);
-                self.topics.unroute(|route| *route == (id, number));
+                self.topics.end((id, number), &patterns, &wanted);
             }
             Some(Subscription::Durable { name }) => {
                 self.detach(id, &name);

@@ -1,11 +1,13 @@
 //! The topics events are published on, and which live subscriptions want them.
 //!
-//! A topic is matched against a subscription once, when the later of the two appears. After that
-//! routing an event is an index into a list.
+//! A topic is matched against the subscriptions once, when the later of the two appears. After that
+//! routing an event is an index into a list. Control messages, whose topics are not declared, are
+//! matched one by one; the patterns stand in a tree for both.
 
 use std::collections::HashMap;
 
 use super::ConnId;
+use super::trie::PatternTrie;
 use crate::topic::{Topic, TopicPattern};
 use crate::wire::ALIASES_MAX;
 
@@ -24,6 +26,10 @@ impl TopicSet {
 
     pub(crate) fn contains(&self, alias: u16) -> bool {
         self.0.get(usize::from(alias / 64)).is_some_and(|word| word & (1 << (alias % 64)) != 0)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u16> {
+        (0..self.0.len() as u16 * 64).filter(|alias| self.contains(*alias))
     }
 }
 
@@ -55,10 +61,14 @@ impl BatchTopics {
     }
 }
 
+/// A live subscription: its connection and its number there.
+pub(crate) type LiveId = (ConnId, u32);
+
 #[derive(Debug)]
 struct Entry {
     topic: Topic,
-    live: Vec<(ConnId, u32)>,
+    /// Those that want it, in order.
+    live: Vec<LiveId>,
 }
 
 /// All topics ever declared by a publisher, numbered for the life of the broker, so that an
@@ -67,6 +77,7 @@ struct Entry {
 pub(crate) struct Topics {
     entries: Vec<Entry>,
     by_name: HashMap<Topic, u16>,
+    patterns: PatternTrie<LiveId>,
 }
 
 /// The numbers are used up.
@@ -99,17 +110,72 @@ impl Topics {
             .collect()
     }
 
-    pub(crate) fn route(&mut self, alias: u16, to: (ConnId, u32)) {
-        self.entries[usize::from(alias)].live.push(to);
-    }
-
-    pub(crate) fn unroute(&mut self, gone: impl Fn(&(ConnId, u32)) -> bool) {
-        for entry in &mut self.entries {
-            entry.live.retain(|route| !gone(route));
+    /// A live subscription begins. The topics it wants of those there are have been selected.
+    pub(crate) fn begin(&mut self, live: LiveId, patterns: &[TopicPattern], wanted: &TopicSet) {
+        for pattern in patterns {
+            self.patterns.insert(pattern, live);
+        }
+        for alias in wanted.iter() {
+            self.route(alias, live);
         }
     }
 
-    pub(crate) fn live(&self, alias: u16) -> &[(ConnId, u32)] {
+    /// A live subscription ends.
+    pub(crate) fn end(&mut self, live: LiveId, patterns: &[TopicPattern], wanted: &TopicSet) {
+        for pattern in patterns {
+            self.patterns.remove(pattern, live);
+        }
+        for alias in wanted.iter() {
+            let routes = &mut self.entries[usize::from(alias)].live;
+            if let Ok(at) = routes.binary_search(&live) {
+                routes.remove(at);
+            }
+        }
+    }
+
+    /// Puts the live subscriptions whose patterns select `topic` into `found`, in order.
+    pub(crate) fn subscribed(&self, topic: &Topic, found: &mut Vec<LiveId>) {
+        self.patterns.select(topic, found);
+    }
+
+    pub(crate) fn route(&mut self, alias: u16, live: LiveId) {
+        let routes = &mut self.entries[usize::from(alias)].live;
+        if let Err(at) = routes.binary_search(&live) {
+            routes.insert(at, live);
+        }
+    }
+
+    pub(crate) fn live(&self, alias: u16) -> &[LiveId] {
         &self.entries[usize::from(alias)].live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subscription_that_ends_leaves_nothing_behind() {
+        let mut topics = Topics::default();
+        let names: [Topic; 2] = ["events.a", "events.b"].map(|name| name.parse().unwrap());
+        for name in &names {
+            topics.intern(name).unwrap();
+        }
+        let patterns: [TopicPattern; 2] = ["events.*", "#"].map(|text| text.parse().unwrap());
+        let mut wanted = TopicSet::default();
+        topics.select(&patterns).into_iter().for_each(|alias| wanted.insert(alias));
+        let (first, second) = ((ConnId(1), 7), (ConnId(2), 7));
+        topics.begin(second, &patterns, &wanted);
+        topics.begin(first, &patterns, &wanted);
+        topics.end(first, &patterns, &wanted);
+        let mut found = Vec::new();
+        for (alias, name) in (0..).zip(&names) {
+            assert_eq!(topics.live(alias), [second]);
+            topics.subscribed(name, &mut found);
+            assert_eq!(found, [second]);
+        }
+        topics.end(second, &patterns, &wanted);
+        topics.subscribed(&names[0], &mut found);
+        assert!(found.is_empty() && topics.live(0).is_empty());
     }
 }
