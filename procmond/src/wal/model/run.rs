@@ -823,7 +823,7 @@ impl Run {
 
     /// A crash, perhaps another one while the log is opened, and life goes on.
     fn after_crash(&mut self) -> Checked {
-        let killed = self.dice.one_in(6);
+        let killed = self.dice.one_in(4);
         if killed {
             self.disk.kill();
         } else {
