@@ -7,7 +7,7 @@
 //! which seed on, `E2E_CRASH_POINTS` how many crash points of each (`all` of them):
 //!
 //! ```text
-//! E2E_HISTORIES=10000 E2E_CRASH_POINTS=all cargo test --release -p procmond --lib wal::model
+//! E2E_HISTORIES=10000 E2E_CRASH_POINTS=8 cargo test -p procmond --lib wal::model
 //! ```
 //!
 //! The log's threads interleave as they like, so the same seed is the same history but not always
