@@ -198,6 +198,8 @@ async fn bind(config: &Config) -> Result<Broker, BindError> {
     let mut options = BrokerOptions::new(&config.socket);
     options.required_consumers = vec![EVENT_STORE.to_owned()];
     options.credit_bytes = config.credit_bytes;
+    // A log that begins a new stream needs a second credit while its first is still being stored.
+    options.held_bytes_max = options.held_bytes_max.max(4 * config.credit_bytes);
     Broker::bind(options).await
 }
 

@@ -43,7 +43,7 @@ pub struct BrokerOptions {
     pub queue_bytes_max: usize,
     /// Bytes of entries held for durable consumers, of all streams together: a publisher of a new
     /// stream is let in only if its credit fits beside what is held and what those who are in may
-    /// still send. 1 GiB by default.
+    /// still send, or if that is nothing. 1 GiB by default.
     pub held_bytes_max: u64,
     /// Requests (messages, subscriptions and their ends) of one connection in a second; 1000 by
     /// default. Beyond it they are turned down, and who goes on regardless is refused. Clients

@@ -102,7 +102,8 @@ impl Core {
         if !self.streams.contains_key(&position.stream) {
             let credit = self.limits.credit_bytes;
             let held: u64 = self.streams.values().map(|stream| stream.may_hold(credit)).sum();
-            if held.saturating_add(credit) > self.limits.held_bytes_max {
+            // Whatever the two numbers are, one publisher alone must get in.
+            if held > 0 && held.saturating_add(credit) > self.limits.held_bytes_max {
                 return Err(Refusal {
                     code: RefusalCode::Limit,
                     retry: true,

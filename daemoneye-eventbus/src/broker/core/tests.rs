@@ -969,4 +969,55 @@ fn publishers_are_let_in_as_long_as_their_credit_fits() {
     bus.seen(store);
     bus.commit(store, 1);
     assert_eq!(other(&mut bus, 3).1, [Seen::Welcome(None, vec![])]);
+
+    // However little may be held, one gets in.
+    let mut bus = Bus::new(CoreLimits { held_bytes_max: 1, ..limits() });
+    assert_eq!(other(&mut bus, 1).1, [Seen::Welcome(None, vec![])]);
+    assert_eq!(other(&mut bus, 2).1, [Seen::Refused(RefusalCode::Limit)]);
+}
+
+#[test]
+fn patterns_consumers_and_streams_are_limited() {
+    let mut bus = Bus::new(limits());
+    let patterns =
+        |count: usize| -> Vec<String> { (0..count).map(|n| format!("a.n{n}")).collect() };
+    for (count, answer) in [(256, Seen::Subscribed), (257, Seen::Refused(RefusalCode::Limit))] {
+        let id = bus.client(Role::Subscriber, "many");
+        let patterns = patterns(count);
+        let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+        let kind = SubscribeKind::Live { bytes_max: 1, count_max: 1 };
+        assert_eq!(bus.subscribe(id, &patterns, kind), [answer]);
+    }
+
+    // Of consumers that have gone, too, for they are still awaited.
+    for n in 0..256 {
+        let id = bus.durable(&format!("n{n}"), &["#"], None);
+        bus.core.disconnect(id);
+    }
+    let one_more = bus.client(Role::Subscriber, "more");
+    let kind = SubscribeKind::Durable { name: "more".to_owned(), positions: vec![] };
+    let refused = [Seen::Refused(RefusalCode::Limit)];
+    assert_eq!(bus.subscribe(one_more, &["#"], kind.clone()), refused);
+    bus.core.forget("n7").unwrap();
+    assert_eq!(bus.subscribe(one_more, &["#"], kind), [Seen::Subscribed]);
+
+    let mut bus = Bus::new(limits());
+    let publisher = |bus: &mut Bus, n: u128| {
+        let position = Position {
+            stream: StreamId::from_bytes(n.to_le_bytes()),
+            epoch: EPOCH,
+            first_unacknowledged: Sequence(1),
+            last: Sequence(0),
+        };
+        let id = bus.hello(Role::Collector, "x", Some(position));
+        (id, bus.seen(id).pop())
+    };
+    let first = publisher(&mut bus, 0).0;
+    for n in 1..1024 {
+        assert!(matches!(publisher(&mut bus, n).1, Some(Seen::Welcome(..))), "{n}");
+    }
+    assert_eq!(publisher(&mut bus, 1024).1, Some(Seen::Refused(RefusalCode::Limit)));
+    // One that nobody publishes and that holds nothing makes room.
+    bus.core.disconnect(first);
+    assert!(matches!(publisher(&mut bus, 1024).1, Some(Seen::Welcome(..))));
 }
