@@ -20,6 +20,8 @@ pub const EVENTS: &str = "events.#";
 pub const LIFECYCLE: &str = "control.collector.lifecycle";
 /// Collector to agent: [`crate::models::control::CollectorRegistration`].
 pub const REGISTRATION: &str = "control.collector.registration";
+/// What the topic of a heartbeat begins with; the collector's name follows.
+pub const HEARTBEAT_PREFIX: &str = "control.health.heartbeat.";
 /// A pattern for the heartbeats of all collectors.
 pub const HEARTBEATS: &str = "control.health.heartbeat.*";
 /// Requests to the agent for the health of everything.
@@ -75,7 +77,7 @@ impl CollectorId {
     /// Where this collector says that it is alive.
     #[must_use]
     pub fn heartbeat_topic(&self) -> String {
-        format!("control.health.heartbeat.{}", self.0)
+        format!("{HEARTBEAT_PREFIX}{}", self.0)
     }
 }
 

@@ -171,6 +171,7 @@ impl Control {
 
     async fn register(&self, message: &Message, notes: &mpsc::Sender<(StreamId, String)>) {
         let taken = decode::<CollectorRegistration>(&message.payload).and_then(|registration| {
+            self.check_publishes(&registration)?;
             let (id, stream) = (registration.collector_id.clone(), registration.stream);
             let (pid, source, state) = (registration.pid, registration.source, registration.state);
             let wants = self.collectors.register(registration).map_err(|why| why.to_string())?;
@@ -193,8 +194,24 @@ impl Control {
         }
     }
 
+    /// A registration speaks for the connection that publishes the stream under that name: the
+    /// broker has checked both, the payload is anybody's.
+    fn check_publishes(&self, registration: &CollectorRegistration) -> Result<(), String> {
+        let CollectorRegistration { collector_id, stream, .. } = registration;
+        let publishers = self.broker.publishers();
+        if publishers.iter().any(|p| p.client_id == *collector_id && p.stream == *stream) {
+            return Ok(());
+        }
+        Err(format!("nobody called {collector_id} publishes stream {stream}"))
+    }
+
     async fn heartbeat(&self, message: &Message) {
         let taken = decode::<Heartbeat>(&message.payload).and_then(|heartbeat| {
+            // Only the topic says who sends it: the broker lets a collector use no other.
+            let id = &heartbeat.collector_id;
+            if message.topic.as_str() != format!("{}{id}", topics::HEARTBEAT_PREFIX) {
+                return Err(format!("it came on {} and is of {id}", message.topic));
+            }
             match self.collectors.heartbeat(heartbeat) {
                 Ok(wants) => Ok(wants),
                 // Its registration is on the way, or was missed: it will come with the next

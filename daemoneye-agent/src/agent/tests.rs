@@ -108,6 +108,44 @@ impl Log {
     }
 }
 
+/// What a collector says of itself.
+fn health(log: &Log) -> daemoneye_lib::models::control::CollectorHealth {
+    use daemoneye_lib::models::control::{
+        CollectorHealth, ConnectorHealth, ConnectorState, EventCounts, LogHealth,
+    };
+    CollectorHealth {
+        state: CollectorState::Monitoring,
+        source: SourceName::Poll,
+        interval_ms: 1000,
+        processes: 1,
+        scans_total: 1,
+        scan_errors_total: 0,
+        events: EventCounts::default(),
+        shed_modifies_total: 0,
+        log: LogHealth {
+            stream: log.stream,
+            epoch: log.epoch,
+            last: Sequence(0),
+            durable: Sequence(0),
+            watermark: Sequence(0),
+            segments: 1,
+            bytes: 0,
+            refused_total: 0,
+        },
+        connector: ConnectorHealth {
+            state: ConnectorState::Connected,
+            window_bytes: 0,
+            window_bytes_peak: 0,
+            backlog_bytes: 0,
+            engaged_total: 0,
+            released_total: 0,
+            reconnects_total: 0,
+            sent_through: Sequence(0),
+            acked: Sequence(0),
+        },
+    }
+}
+
 /// The sequences of a stream that another connection can see, which are the committed ones.
 fn stored(database: &Path, stream: StreamId) -> Vec<i64> {
     let mut sequences = Vec::new();
@@ -276,6 +314,37 @@ async fn a_collector_is_told_to_begin_and_shows_in_the_status() {
     let reply = serde_json::from_slice::<CollectorReply>(&reply).unwrap();
     assert!(matches!(reply, CollectorReply::Error { .. }), "{reply:?}");
 
+    // Nobody registers, or is alive, for somebody else.
+    let options = ClientOptions::new("evil", Role::Collector);
+    let evil = Client::connect(bench.broker.socket(), options).await.unwrap();
+    let heartbeat = serde_json::json!({
+        "collector_id": "procmond", "pid": std::process::id(), "time_ns": 1,
+        "health": health(&log),
+    });
+    let evil_topic = Topic::new("control.health.heartbeat.evil").unwrap();
+    evil.send(&evil_topic, heartbeat.to_string().into()).await.unwrap();
+    for (name, stream) in [("procmond", StreamId::random()), ("evil", log.stream)] {
+        let lie = CollectorRegistration {
+            collector_id: name.to_owned(),
+            stream,
+            version: "evil".to_owned(),
+            ..registration.clone()
+        };
+        let payload = Bytes::from(serde_json::to_vec(&lie).unwrap());
+        let reply = evil.request(&topic, payload, PATIENCE).await.unwrap();
+        match serde_json::from_slice::<CollectorReply>(&reply).unwrap() {
+            CollectorReply::Error { message } => {
+                assert!(message.contains("publishes stream"), "{message}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let known = collectors.statuses(&[]);
+    assert_eq!(known.len(), 1);
+    assert_eq!((&*known[0].version, &known[0].health), ("9", &None));
+    let own_topic = Topic::new("control.health.heartbeat.procmond").unwrap();
+    collector.send(&own_topic, heartbeat.to_string().into()).await.unwrap();
+
     let options = ClientOptions::new("anybody", Role::Subscriber);
     let asker = Client::connect(bench.broker.socket(), options).await.unwrap();
     let topic = Topic::new(topics::HEALTH_STATUS).unwrap();
@@ -293,6 +362,7 @@ async fn a_collector_is_told_to_begin_and_shows_in_the_status() {
     assert_eq!(status.agent.pid, std::process::id());
     assert_eq!(status.collectors[0].collector_id, "procmond");
     assert!(status.collectors[0].connected);
+    assert!(status.collectors[0].health.is_some(), "its own heartbeat is taken");
     assert_eq!(status.store.figures.streams[0].stream, log.stream);
     assert!(status.broker["consumers"][0]["attached"].as_bool().unwrap());
 
