@@ -152,7 +152,7 @@ fn log_replaced_by_an_old_copy_that_went_on() {
     assert!(alone.wait().expect("procmond ends").success());
 
     let agent = setup.start();
-    live_through(&agent, "after-the-restore");
+    live_through(&agent, "after-the-fork");
     assert!(agent.stop().success());
     the_break_is_visible(&setup, &before, "alone");
 }
