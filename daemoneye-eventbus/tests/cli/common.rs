@@ -174,7 +174,12 @@ impl Bus {
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).stdin(Stdio::null()).output().unwrap()
+        let mut running = self.start(arguments);
+        drop(running.child.stdin.take());
+        let status = running.end();
+        let bytes = |lines: Vec<String>| lines.iter().flat_map(|line| [line, "\n"]).collect();
+        let (out, err): (String, String) = (bytes(running.out()), bytes(running.err.so_far()));
+        Output { status, stdout: out.into_bytes(), stderr: err.into_bytes() }
     }
 
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {

@@ -31,16 +31,23 @@ fn lines_of_standard_input_are_published_as_they_come() {
 }
 
 #[test]
-fn more_is_published_than_may_be_open_at_once() {
-    // 50 entries of 132 bytes against a credit of 1000.
+fn no_more_is_open_than_the_credit() {
+    // 50 entries of 132 bytes against a credit of 1000, with a consumer that is away.
     let bus = Bus::with(&["--credit-bytes", "1000"]);
-    let mut store = bus.sub(&["--json", "--durable", "store", "--count", "50", "events.#"]);
+    drop(bus.sub(&["--durable", "store", "events.#"]));
     let mut publisher = bus.start(&["pub", "events.many", "-"]);
     let mut input = publisher.child.stdin.take().unwrap();
     for n in 0..50 {
         writeln!(input, "{n:0>100}").unwrap();
     }
     drop(input);
+    let held = || bus.stat()["streams"][0]["retained_bytes"].as_u64().unwrap_or(0);
+    until("the credit is used up", || (held() > 1000 - 132).then_some(()));
+    assert!(held() <= 1000, "{}", held());
+    assert!(publisher.child.try_wait().unwrap().is_none());
+
+    let mut store =
+        bus.start(&["sub", "--json", "--durable", "store", "--count", "50", "events.#"]);
     publisher.ends_well();
     store.ends_well();
     assert!(publisher.out()[0].contains("50 events of stream"), "{:?}", publisher.out());
@@ -88,4 +95,14 @@ fn what_nobody_commits_is_not_waited_for_for_ever() {
     waiting.signal(Signal::INT);
     assert_eq!(waiting.end().code(), Some(1));
     assert!(waiting.err().contains("interrupted; 0 of 1 events"), "{}", waiting.err());
+}
+
+#[test]
+fn an_input_that_cannot_be_read_is_no_end_of_it() {
+    let bus = Bus::new();
+    let directory = std::fs::File::open(bus.directory.path()).unwrap();
+    let output = bus.command(&["pub", "events.x", "-"]).stdin(directory).output().unwrap();
+    let said = failed(&output, 1);
+    assert!(said.contains("standard input cannot be read"), "{said}");
+    assert!(said.contains("0 of 0 events are acknowledged"), "{said}");
 }

@@ -8,6 +8,7 @@ use daemoneye_eventbus::{Client, ClientOptions, Role, TopicPattern};
 use crate::connect::name;
 use crate::failure::Failure;
 use crate::stat::look;
+use crate::terminal::say;
 
 /// Arguments of `eventbus forget`.
 #[derive(Debug, Args)]
@@ -37,6 +38,6 @@ pub(crate) async fn forget(socket: &Path, args: &ForgetArgs) -> Result<(), Failu
     // broker ends the connection and says why.
     look(&client).await?;
     client.goodbye().await;
-    eprintln!("eventbus: {consumer} is forgotten");
+    say(&format!("{consumer} is forgotten"));
     Ok(())
 }

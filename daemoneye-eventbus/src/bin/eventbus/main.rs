@@ -14,7 +14,6 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use daemoneye_lib::display;
 use tokio::runtime::Builder;
 
 use self::failure::Failure;
@@ -54,7 +53,7 @@ fn main() -> ExitCode {
     match perform(Cli::parse()) {
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("eventbus: {}", display::plain(&failure.to_string()));
+            terminal::say(&failure.to_string());
             ExitCode::from(failure.exit_code())
         }
     }

@@ -103,6 +103,8 @@ async fn publish_events(
     let mut patience = Instant::now() + args.timeout;
     let mut interrupted = false;
     let mut reading = true;
+    // Why there are no more lines; those before it are published all the same.
+    let mut failed: Option<String> = None;
     // A line that did not fit yet.
     let mut next: Option<Bytes> = None;
     while reading || next.is_some() || !window.is_settled() {
@@ -112,10 +114,10 @@ async fn publish_events(
             while next.is_none()
                 && let Some(line) = lines.at_hand()
             {
-                next = match line {
-                    Line::Payload(payload) => window.take(&args.topic, payload),
-                    Line::Failed(error) => return Err(Failure::Failed(error)),
-                };
+                match line {
+                    Line::Payload(payload) => next = window.take(&args.topic, payload),
+                    Line::Failed(error) => failed = Some(error),
+                }
             }
             if let Some(batch) = window.batch() {
                 publisher.publish(&batch).await.map_err(Failure::failed)?;
@@ -133,7 +135,7 @@ async fn publish_events(
             }
             line = lines.next(), if reading && next.is_none() => match line {
                 Some(Line::Payload(payload)) => next = Some(payload),
-                Some(Line::Failed(error)) => return Err(Failure::Failed(error)),
+                Some(Line::Failed(error)) => failed = Some(error),
                 None => reading = false,
             },
             () = sleep_until(patience), if next.is_some() || !window.is_settled() => {
@@ -157,6 +159,9 @@ async fn publish_events(
         }
     }
     client.goodbye().await;
+    if let Some(why) = failed {
+        return Err(window.failure(newest, &why));
+    }
     let Some(ack) = newest else { return Ok(()) };
     args.say(&Published {
         stream,

@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::connect::{name, seconds};
 use crate::failure::Failure;
 use crate::stop::Stop;
+use crate::terminal::say;
 
 /// Arguments of `eventbus serve`.
 #[derive(Debug, Args)]
@@ -115,9 +116,10 @@ pub(crate) async fn serve(socket: &Path, args: &ServeArgs) -> Result<(), Failure
         ..BrokerOptions::new(socket)
     };
     let broker = Broker::bind(options).await.map_err(Failure::failed)?;
-    eprintln!("eventbus: listening on {}", escape(socket.as_os_str().as_encoded_bytes()));
+    let shown = escape(socket.as_os_str().as_encoded_bytes()).to_string();
+    say(&format!("listening on {shown}"));
     stop.asked().await;
-    eprintln!("eventbus: ending");
+    say("ending");
     broker.shutdown(args.drain).await;
     Ok(())
 }

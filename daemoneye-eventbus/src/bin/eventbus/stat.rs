@@ -18,7 +18,7 @@ use self::rates::Looks;
 use crate::connect::seconds;
 use crate::failure::Failure;
 use crate::stop::Stop;
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, say};
 
 /// Arguments of `eventbus stat`.
 #[derive(Debug, Args)]
@@ -72,7 +72,7 @@ pub(crate) async fn stat(socket: &Path, args: &StatArgs) -> Result<(), Failure> 
                 args.print(&looks)?;
             }
             // Whoever watches wants to see it come back, too.
-            Err(failure) => eprintln!("eventbus: {failure}"),
+            Err(failure) => say(&failure.to_string()),
         }
     }
 }

@@ -16,7 +16,7 @@ use self::source::{Ended, Source};
 use crate::connect::{Pauses, name, seconds};
 use crate::failure::Failure;
 use crate::stop::Stop;
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, say};
 
 /// No `--timeout`.
 const FOR_EVER: Duration = Duration::from_secs(30 * 366 * 86_400);
@@ -61,10 +61,10 @@ pub(crate) struct SubArgs {
     #[arg(long, value_name = "NAME", default_value = "eventbus-sub", value_parser = name)]
     id: String,
     /// Keep at most so many bytes for this reader when it is too slow, here and in the broker
-    #[arg(long, value_name = "N", default_value_t = 4 * 1024 * 1024, conflicts_with = "durable")]
+    #[arg(long, value_name = "N", default_value_t = 4 * 1024 * 1024, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "durable")]
     queue_bytes: u32,
     /// Keep at most so many events for this reader when it is too slow, here and in the broker
-    #[arg(long, value_name = "N", default_value_t = 65_536, conflicts_with = "durable")]
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "durable")]
     queue_events: u32,
 }
 
@@ -111,7 +111,7 @@ pub(crate) async fn sub(socket: &Path, args: &SubArgs) -> Result<(), Failure> {
         if args.no_reconnect || !why.may_retry() {
             return Err(Failure::Failed(ended));
         }
-        eprintln!("eventbus: {ended}; connecting again");
+        say(&format!("{ended}; connecting again"));
         let mut pauses = Pauses::new();
         loop {
             tokio::select! {
@@ -125,7 +125,7 @@ pub(crate) async fn sub(socket: &Path, args: &SubArgs) -> Result<(), Failure> {
                 Err(failure) => return Err(failure),
             }
         }
-        eprintln!("eventbus: connected again");
+        say("connected again");
         if args.durable.is_none() {
             printer.missed(None)?;
         }

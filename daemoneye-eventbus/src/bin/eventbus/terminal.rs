@@ -1,8 +1,9 @@
-//! What standard output may be given.
+//! What people are given to read.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use anstyle::Style;
+use daemoneye_lib::display::plain;
 
 /// What is known of standard output.
 #[derive(Clone, Copy, Debug)]
@@ -31,4 +32,9 @@ impl Terminal {
     pub(crate) fn paint(self, style: Style, text: &str) -> String {
         if self.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
+}
+
+/// Says something on standard error. That it cannot be written is nobody's business.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "eventbus: {}", plain(text));
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::failure::Failure;
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, say};
 
 /// Bytes of a payload that is not text shown to people; JSON has all of them.
 const BYTES_SHOWN: usize = 64;
@@ -142,9 +142,9 @@ impl<W: Write> Printer<W> {
         // In its place among the lines where both go to one terminal.
         self.flush()?;
         match count {
-            Some(1) => eprintln!("eventbus: 1 event was missed"),
-            Some(count) => eprintln!("eventbus: {count} events were missed"),
-            None => eprintln!("eventbus: what was published meanwhile was missed"),
+            Some(1) => say("1 event was missed"),
+            Some(count) => say(&format!("{count} events were missed")),
+            None => say("what was published meanwhile was missed"),
         }
         Ok(())
     }
