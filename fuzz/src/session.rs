@@ -26,7 +26,7 @@ fn options() -> BrokerOptions {
     BrokerOptions {
         credit_bytes: 2000,
         in_flight_bytes: 1000,
-        frame_bytes_max: 1 << 16,
+        frame_bytes_max: 4096,
         subscriptions_max: 4,
         // Less than the live subscriber asks for.
         queue_bytes_max: 1500,
@@ -72,10 +72,11 @@ fn run(data: &[u8]) {
                 0 => {
                     let which = input.below(stores.len());
                     stores[which].leave(&mut bus);
-                    stores[which] = Store::attach(&mut bus, &truth, which, input.u8() % 2 == 0);
+                    stores[which] =
+                        Store::attach(&mut bus, &truth, which, input.u8().is_multiple_of(2));
                 }
                 1 => {
-                    let half_open = input.u8() % 2 == 0;
+                    let half_open = input.u8().is_multiple_of(2);
                     if !half_open {
                         publisher.leave(&mut bus);
                     }

@@ -31,11 +31,13 @@ pub struct Stranger {
     connection: Connection,
     /// Sent in pieces: what is still to be sent.
     unsent: BytesMut,
+    /// The last sequence it has published, so that it can go on from there.
+    last: u64,
 }
 
 impl Stranger {
     pub fn new(bus: &mut Decisions) -> Self {
-        Self { connection: bus.connect(false), unsent: BytesMut::new() }
+        Self { connection: bus.connect(false), unsent: BytesMut::new(), last: 0 }
     }
 
     /// Does one thing. Returns whether it has gone.
@@ -60,11 +62,11 @@ impl Stranger {
             }
             4 => {
                 let at = self.unsent.len();
-                frame(input).encode(&mut self.unsent);
+                self.frame(input).encode(&mut self.unsent);
                 let at = at + input.below(self.unsent.len() - at);
                 self.unsent[at] ^= 1 << (input.u8() % 8);
             }
-            _ => frame(input).encode(&mut self.unsent),
+            _ => self.frame(input).encode(&mut self.unsent),
         }
         let count = match input.u8() {
             0 => input.below(self.unsent.len() + 1),
@@ -77,6 +79,74 @@ impl Stranger {
 
     pub fn leave(self, bus: &mut Decisions) {
         bus.disconnect(&self.connection);
+    }
+
+    fn frame(&mut self, input: &mut Input<'_>) -> Frame {
+        match input.u8() % 20 {
+            0..4 => Frame::Hello(Hello {
+                version_min: 1,
+                version_max: 1,
+                role: one_of(input, &[Role::Collector, Role::Subscriber, Role::Agent]),
+                client_id: one_of(input, &NAMES).to_owned(),
+                position: input.u8().is_multiple_of(2).then(|| Position {
+                    stream: stream(input),
+                    epoch: epoch(input),
+                    first_unacknowledged: Sequence(input.odd()),
+                    last: Sequence(input.odd()),
+                }),
+            }),
+            4 | 5 => Frame::Declare { alias: u16::from(input.u8() % 8), topic: topic(input) },
+            6..9 => self.publish(input),
+            9 | 10 => subscribe(input),
+            11 => Frame::Unsubscribe {
+                subscription: subscription(input),
+                forget: input.u8().is_multiple_of(2),
+            },
+            12 | 13 => Frame::Commit {
+                subscription: subscription(input),
+                stream: stream(input),
+                position: at(input),
+            },
+            14..17 => Frame::Message(MessageFrame {
+                subscription: subscription(input),
+                correlation: u64::from(input.u8() % 4),
+                retained: input.u8().is_multiple_of(4),
+                topic: topic(input),
+                reply_to: input.u8().is_multiple_of(2).then(|| topic(input)),
+                payload: Bytes::from(vec![7; input.below(2000)]),
+            }),
+            17 => Frame::Ping { token: 3 },
+            18 => Frame::Goodbye { code: GoodbyeCode::Done, reason: String::new() },
+            _ => Frame::Missed { subscription: 1, count: 1 },
+        }
+    }
+
+    fn publish(&mut self, input: &mut Input<'_>) -> Frame {
+        let after = match input.u8() {
+            0..16 => input.odd(),
+            _ => self.last,
+        };
+        let mut through = after;
+        let mut entries = BytesMut::new();
+        let count = input.u8() % 8;
+        for _ in 0..count {
+            let span = match input.u8() {
+                255 => input.odd(),
+                _ => 1,
+            };
+            through = through.wrapping_add(span);
+            let payload = vec![9; input.below(1000)];
+            let alias = u16::from(input.u8() % 8);
+            append_entry(&mut entries, Sequence(through), span, 0, alias, &payload);
+        }
+        self.last = through;
+        Frame::Publish(Publish {
+            epoch: epoch(input),
+            after: Sequence(after),
+            through: Sequence(through),
+            count: u32::from(count),
+            entries,
+        })
     }
 }
 
@@ -93,7 +163,7 @@ fn topic(input: &mut Input<'_>) -> Topic {
 }
 
 fn stream(input: &mut Input<'_>) -> StreamId {
-    StreamId::from_bytes([input.u8() % 4; 16])
+    StreamId::from_bytes([input.u8() % 2; 16])
 }
 
 fn at(input: &mut Input<'_>) -> Committed {
@@ -101,72 +171,17 @@ fn at(input: &mut Input<'_>) -> Committed {
 }
 
 fn epoch(input: &mut Input<'_>) -> Epoch {
-    Epoch::from_u64(input.odd())
+    match input.u8() {
+        0..16 => Epoch::from_u64(input.odd()),
+        _ => Epoch::from_u64(7),
+    }
 }
 
 fn subscription(input: &mut Input<'_>) -> u32 {
-    u32::from(input.u8() % 6)
-}
-
-fn frame(input: &mut Input<'_>) -> Frame {
-    match input.u8() % 20 {
-        0..4 => Frame::Hello(Hello {
-            version_min: 1,
-            version_max: 1,
-            role: one_of(input, &[Role::Collector, Role::Subscriber, Role::Agent]),
-            client_id: one_of(input, &NAMES).to_owned(),
-            position: (input.u8() % 2 == 0).then(|| Position {
-                stream: stream(input),
-                epoch: epoch(input),
-                first_unacknowledged: Sequence(input.odd()),
-                last: Sequence(input.odd()),
-            }),
-        }),
-        4 | 5 => Frame::Declare { alias: u16::from(input.u8() % 8), topic: topic(input) },
-        6..9 => publish(input),
-        9 | 10 => subscribe(input),
-        11 => Frame::Unsubscribe { subscription: subscription(input), forget: input.u8() % 2 == 0 },
-        12 | 13 => Frame::Commit {
-            subscription: subscription(input),
-            stream: stream(input),
-            position: at(input),
-        },
-        14..17 => Frame::Message(MessageFrame {
-            subscription: subscription(input),
-            correlation: u64::from(input.u8() % 4),
-            retained: input.u8() % 4 == 0,
-            topic: topic(input),
-            reply_to: (input.u8() % 2 == 0).then(|| topic(input)),
-            payload: Bytes::from(vec![7; input.below(2000)]),
-        }),
-        17 => Frame::Ping { token: 3 },
-        18 => Frame::Goodbye { code: GoodbyeCode::Done, reason: String::new() },
-        _ => Frame::Missed { subscription: 1, count: 1 },
+    match input.u8() {
+        odd @ 0..32 => u32::from(odd % 8),
+        _ => 1,
     }
-}
-
-fn publish(input: &mut Input<'_>) -> Frame {
-    let after = input.odd();
-    let mut through = after;
-    let mut entries = BytesMut::new();
-    let count = input.u8() % 8;
-    for _ in 0..count {
-        let span = match input.u8() {
-            255 => input.odd(),
-            _ => 1,
-        };
-        through = through.wrapping_add(span);
-        let payload = vec![9; input.below(1000)];
-        let alias = u16::from(input.u8() % 8);
-        append_entry(&mut entries, Sequence(through), span, 0, alias, &payload);
-    }
-    Frame::Publish(Publish {
-        epoch: epoch(input),
-        after: Sequence(after),
-        through: Sequence(through),
-        count: u32::from(count),
-        entries,
-    })
 }
 
 fn subscribe(input: &mut Input<'_>) -> Frame {

@@ -73,7 +73,7 @@ impl Truth {
     }
 
     fn topic(sequence: u64) -> u16 {
-        (sequence % 3 == 0).into()
+        sequence.is_multiple_of(3).into()
     }
 }
 
