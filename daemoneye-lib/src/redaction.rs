@@ -55,14 +55,23 @@ impl RawArgv {
     /// within that are kept.
     #[must_use]
     pub fn from_cmdline(mut bytes: Vec<u8>) -> Self {
-        let truncated = bytes.len() > RAW_ARGV_BYTES_MAX;
-        if truncated {
-            let whole = bytes[..RAW_ARGV_BYTES_MAX].iter().rposition(|byte| *byte == 0);
-            bytes.truncate(whole.map_or(0, |last| last + 1));
-        } else if bytes.last().is_some_and(|last| *last != 0) {
+        if bytes.len() > RAW_ARGV_BYTES_MAX {
+            bytes.truncate(RAW_ARGV_BYTES_MAX);
+            return Self::from_cut_cmdline(bytes);
+        }
+        if bytes.last().is_some_and(|last| *last != 0) {
             bytes.push(0);
         }
-        Self { terminated: bytes, truncated }
+        Self { terminated: bytes, truncated: false }
+    }
+
+    /// Takes the beginning of what [`RawArgv::from_cmdline`] takes, and keeps the arguments that
+    /// are whole in it: half of one may hold half of a secret.
+    #[must_use]
+    pub fn from_cut_cmdline(mut bytes: Vec<u8>) -> Self {
+        let whole = bytes.iter().rposition(|byte| *byte == 0);
+        bytes.truncate(whole.map_or(0, |last| last + 1));
+        Self { terminated: bytes, truncated: true }
     }
 
     /// Takes separate arguments. A zero byte inside one, which no kernel lets through, ends it.

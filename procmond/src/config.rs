@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::event_bus_connector::ConnectorOptions;
 use crate::logging::LogFilter;
 use crate::monitor::{INTERVAL_MAX, INTERVAL_MIN};
-use crate::source::SourceChoice;
+use crate::source::{SourceChoice, SourceOptions};
 use crate::wal::{ArchiveOptions, Compression, Retire, RotateEvery, SyncMode, WalOptions};
 
 /// The prefix of procmond's options in the environment.
@@ -57,8 +57,8 @@ pub struct Config {
     pub window_bytes_max: u64,
     /// What to see processes with.
     pub source: SourceChoice,
-    /// The time between two looks at the process table.
-    pub interval: Duration,
+    /// How it sees.
+    pub see: SourceOptions,
     /// How long an end may be put off to deliver what is left.
     pub shutdown_timeout: Duration,
     /// What procmond says of itself: a level or a filter.
@@ -198,14 +198,9 @@ impl Config {
                 "monitor.source",
                 "auto",
                 SourceChoice::CHOICES,
-                "What to see processes with. This version has poll; auto takes the best there is.",
+                "What to see processes with: ebpf, or else poll; auto takes the best that works.",
             ),
-            interval: loader.millis(
-                "monitor.interval_ms",
-                ms(1000),
-                INTERVAL_MIN..=INTERVAL_MAX,
-                "The time between two looks at the process table.",
-            ),
+            see: declare_seeing(loader),
             shutdown_timeout: loader.millis(
                 "shutdown.timeout_ms",
                 ms(5000),
@@ -238,6 +233,31 @@ impl Config {
             ..WalOptions::default()
         }
     }
+}
+
+/// How processes are seen, whatever sees them.
+fn declare_seeing(loader: &mut Loader) -> SourceOptions {
+    let interval = loader.millis(
+        "monitor.interval_ms",
+        Duration::from_secs(1),
+        INTERVAL_MIN..=INTERVAL_MAX,
+        "With poll: the time between two looks at the process table.",
+    );
+    let default = SourceOptions::every(interval);
+    let tick = loader.millis(
+        "monitor.tick_ms",
+        default.tick,
+        Duration::ZERO..=Duration::from_secs(1),
+        "With ebpf: how long what happens waits for what else happens. 0 has the least delay.",
+    );
+    let ring = loader.bytes(
+        "monitor.ring_bytes",
+        u64::from(default.ring_bytes),
+        64 << 10..=1 << 30,
+        "With ebpf: room in the kernel for what was not read yet, rounded up to a power of two.",
+    );
+    let ring_bytes = u32::try_from(ring.next_power_of_two()).unwrap_or(1 << 30);
+    SourceOptions { interval, ring_bytes, tick }
 }
 
 /// When the log is made durable, out of three options.
@@ -388,7 +408,7 @@ mod tests {
     fn the_environment_overrides_the_file() {
         let file = "[monitor]\ninterval_ms = 500\n[wal]\ndir = \"/a\"\n";
         let config = load(file, &[("PROCMOND_MONITOR__INTERVAL_MS", "250")]).unwrap();
-        assert_eq!(config.interval, Duration::from_millis(250));
+        assert_eq!(config.see.interval, Duration::from_millis(250));
         assert_eq!(config.wal_dir, Path::new("/a"));
     }
 

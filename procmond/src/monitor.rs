@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 use daemoneye_lib::models::control::{CollectorHealth, CollectorState, LogHealth};
 use daemoneye_lib::models::event::Event;
 use daemoneye_lib::models::gap::{GapEvent, GapReason};
+use daemoneye_lib::models::process::SourceName;
 use daemoneye_lib::stream::{Sequence, StreamId, wall_clock_ns};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::event_bus_connector::{BackpressureSignal, EventBusConnector};
-use crate::source::{Observation, SourceChoice, SourceError, SourceHandle};
+use crate::source::{Observation, SourceChoice, SourceError, SourceOptions, Started};
 use crate::wal::WalError;
 use pressure::Pressure;
 use recorder::Recorder;
@@ -55,15 +56,15 @@ pub enum MonitorError {
     Log(#[from] WalError),
     /// The source stopped observing.
     #[error("the source {0} has stopped observing; see the log lines before this one")]
-    SourceEnded(&'static str),
+    SourceEnded(SourceName),
 }
 
 /// What a monitor needs.
 pub struct MonitorOptions {
     /// What to see processes with.
     pub source: SourceChoice,
-    /// The time between two looks at the process table.
-    pub interval: Duration,
+    /// How it sees.
+    pub see: SourceOptions,
     /// Where the process table is written down between runs.
     pub snapshot_path: PathBuf,
 }
@@ -147,7 +148,7 @@ pub struct ProcessMonitor {
     recorder: Recorder,
     tracker: Tracker,
     pressure: Pressure,
-    source: Option<(SourceHandle, mpsc::Receiver<Observation>)>,
+    source: Option<Started>,
     /// An interval to take up after the next look.
     next_interval: Option<Duration>,
     saved: Saved,
@@ -253,17 +254,24 @@ impl ProcessMonitor {
 
     fn begin(&mut self) -> Result<(), SourceError> {
         if self.source.is_none() {
-            let interval = self.pressure.interval(self.options.interval);
-            self.source = Some(self.options.source.start(interval)?);
-            info!(source = %self.options.source.name(), interval_ms = interval.as_millis(), "monitoring began");
+            let interval = self.pressure.interval(self.options.see.interval);
+            let see = SourceOptions { interval, ..self.options.see };
+            let source = self.options.source.start(see)?;
+            if let Some(why_not) = &source.instead {
+                warn!(
+                    "{why_not}; looking at the process table instead, which misses what is short"
+                );
+            }
+            info!(source = %source.name, interval_ms = interval.as_millis(), "monitoring began");
+            self.source = Some(source);
         }
         Ok(())
     }
 
     fn set_interval(&mut self, interval: Duration) {
-        self.options.interval = interval;
-        if let Some((source, _)) = &self.source {
-            source.set_interval(self.pressure.interval(interval));
+        self.options.see.interval = interval;
+        if let Some(source) = &self.source {
+            source.handle.set_interval(self.pressure.interval(interval));
         }
     }
 
@@ -279,13 +287,17 @@ impl ProcessMonitor {
         if let Some(gap) = self.pressure.signal(signal) {
             self.recorder.record(&gap.into()).await?;
         }
-        self.set_interval(self.options.interval);
+        self.set_interval(self.options.see.interval);
         Ok(())
     }
 
     async fn observed(&mut self, observation: Observation) -> Result<(), MonitorError> {
         match &observation {
             Observation::Snapshot(_) => self.scans_total += 1,
+            Observation::Seen(_) => {}
+            Observation::Overrun(overrun) => {
+                warn!(missing = overrun.missing, "the kernel had no room to tell of everything");
+            }
             Observation::Failed(error) => {
                 self.scan_errors_total += 1;
                 warn!(%error, "a look at the process table failed");
@@ -352,8 +364,8 @@ impl ProcessMonitor {
     }
 
     async fn finish(&mut self) -> Result<(), MonitorError> {
-        if let Some((source, mut observations)) = self.source.take() {
-            source.stop();
+        if let Some(Started { handle, mut observations, .. }) = self.source.take() {
+            handle.stop();
             // What the source had seen already is still to be recorded.
             while let Some(observation) = observations.recv().await {
                 self.observed(observation).await?;
@@ -366,8 +378,9 @@ impl ProcessMonitor {
         self.save_snapshot().await
     }
 
-    fn source_name(&self) -> &'static str {
-        self.options.source.name().as_str()
+    /// What sees, or would if it began now and nothing stood in its way.
+    fn source_name(&self) -> SourceName {
+        self.source.as_ref().map_or(self.options.source.best(), |source| source.name)
     }
 
     fn health(&self) -> CollectorHealth {
@@ -378,8 +391,8 @@ impl ProcessMonitor {
                 Some(_) => CollectorState::Monitoring,
                 None => CollectorState::Waiting,
             },
-            source: self.options.source.name(),
-            interval_ms: millis(self.pressure.interval(self.options.interval)),
+            source: self.source_name(),
+            interval_ms: millis(self.pressure.interval(self.options.see.interval)),
             processes: self.tracker.len() as u64,
             scans_total: self.scans_total,
             scan_errors_total: self.scan_errors_total,
@@ -401,11 +414,9 @@ impl ProcessMonitor {
 }
 
 /// What the source sees next; never, without one. Cancel-safe.
-async fn next_observation(
-    source: &mut Option<(SourceHandle, mpsc::Receiver<Observation>)>,
-) -> Option<Observation> {
+async fn next_observation(source: &mut Option<Started>) -> Option<Observation> {
     match source {
-        Some((_, observations)) => observations.recv().await,
+        Some(source) => source.observations.recv().await,
         None => std::future::pending().await,
     }
 }

@@ -5,6 +5,8 @@
 //! facts about what is there; what that means (a start, a stop, a change) is worked out by the
 //! [`crate::monitor::tracker::Tracker`].
 
+#[cfg(target_os = "linux")]
+mod ebpf;
 mod poll;
 // Compiled for tests on Linux too, so that what other systems use is proved somewhere.
 #[cfg(any(test, not(target_os = "linux")))]
@@ -33,6 +35,10 @@ const OBSERVATIONS: usize = 4;
 pub enum Observation {
     /// Everything that is there: what is not in it has ended.
     Snapshot(ProcessTable),
+    /// What the kernel told of, one thing after another.
+    Seen(Happenings),
+    /// The kernel had no room to tell of some things. A snapshot follows.
+    Overrun(Overrun),
     /// A look that failed: nothing is known beyond what was.
     Failed(SourceError),
 }
@@ -40,6 +46,10 @@ pub enum Observation {
 /// All processes at one moment. Threads are not among them.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ProcessTable {
+    /// What looked.
+    pub source: SourceName,
+    /// Whoever looked is told of what happens, too: what only the table shows was missed.
+    pub is_told: bool,
     /// Which boot of which machine.
     pub boot_id: Uuid,
     /// How exactly start times are known.
@@ -63,6 +73,70 @@ pub struct ObservedProcess {
     pub facts: Option<Box<Facts>>,
     /// It has ended, and its parent has not noticed yet; or it ended while it was looked at.
     pub ended: Option<Exit>,
+}
+
+/// Things that happened, in their order.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Happenings {
+    /// What was told of them.
+    pub source: SourceName,
+    /// Which boot of which machine.
+    pub boot_id: Uuid,
+    /// To be added to nanoseconds since boot for the wall clock's since 1970.
+    pub wall_offset_ns: i64,
+    /// The first one first.
+    pub happenings: Vec<Happening>,
+}
+
+/// Something that happened to a process.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Happening {
+    /// Its pid.
+    pub pid: u32,
+    /// When it started, in nanoseconds since boot.
+    pub start_ns: u64,
+    /// When this happened, in nanoseconds since boot.
+    pub at_ns: u64,
+    /// What it was.
+    pub what: What,
+}
+
+/// What happened to a process, with what is known about it.
+#[derive(Clone, PartialEq, Debug)]
+pub enum What {
+    /// It began. What is not among the facts it has from the process that made it.
+    Forked {
+        /// The pid of that process.
+        forker: u32,
+        /// It is in that process's control group.
+        inherits_group: bool,
+        /// What is known.
+        facts: Box<Facts>,
+    },
+    /// It runs a program.
+    Executed(Box<Facts>),
+    /// It has another name.
+    Renamed(ByteString),
+    /// It is in another control group.
+    Moved {
+        /// The group's path.
+        cgroup: ByteString,
+        /// The container that the path names.
+        container_id: Option<String>,
+    },
+    /// It ended.
+    Exited(Exit, Box<Facts>),
+}
+
+/// Things that happened and that nobody could be told of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Overrun {
+    /// How many.
+    pub missing: u64,
+    /// None before this: wall clock, nanoseconds since 1970.
+    pub since_ns: i64,
+    /// None after this.
+    pub until_ns: i64,
 }
 
 /// What is known about a process: see the fields of the same names in
@@ -115,11 +189,47 @@ impl Facts {
 /// Which source to use.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub enum SourceChoice {
-    /// The best there is: polling, in this version.
+    /// The best there is.
     #[default]
     Auto,
+    /// Tracepoints in the kernel: sees everything, on Linux and with privileges.
+    Ebpf,
     /// Reading the process table again and again. Sees what lives through a look.
     Poll,
+}
+
+/// How a source sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SourceOptions {
+    /// The time between two looks, for a source that has to look.
+    pub interval: Duration,
+    /// The room in the kernel for what has happened and was not read yet: a power of two, in
+    /// bytes.
+    pub ring_bytes: u32,
+    /// How long what has happened waits for what else happens, so that it is read together: being
+    /// woken is what costs most. None: everything is read at once.
+    pub tick: Duration,
+}
+
+impl SourceOptions {
+    /// Looks so far apart; 8 MiB of room, read every 2 ms.
+    #[must_use]
+    pub const fn every(interval: Duration) -> Self {
+        Self { interval, ring_bytes: 8 << 20, tick: Duration::from_millis(2) }
+    }
+}
+
+/// A source that sees.
+#[derive(Debug)]
+pub struct Started {
+    /// Which one.
+    pub name: SourceName,
+    /// Why it is not a better one, if that was tried.
+    pub instead: Option<SourceError>,
+    /// Ends it.
+    pub handle: SourceHandle,
+    /// What it sees.
+    pub observations: mpsc::Receiver<Observation>,
 }
 
 /// A word that is no source.
@@ -127,12 +237,11 @@ pub enum SourceChoice {
 pub enum BadSource {
     /// A source that is not in this version.
     #[error(
-        "the source {0} is not in this version of procmond, which has only \"poll\"; use \
-         \"--source auto\" or \"--source poll\""
+        "the source {0} is not in this version of procmond; use \"auto\", \"ebpf\" or \"poll\""
     )]
     NotYet(&'static str),
     /// Anything else.
-    #[error("{0:?} is not a source; use \"auto\" or \"poll\"")]
+    #[error("{0:?} is not a source; use \"auto\", \"ebpf\" or \"poll\"")]
     Unknown(String),
 }
 
@@ -156,6 +265,13 @@ pub enum SourceError {
         /// What was read.
         path: PathBuf,
     },
+    /// The kernel's tracepoints cannot be used.
+    #[error("processes cannot be seen with eBPF: {}; it needs Linux 5.17 with BTF, and CAP_BPF and \
+             CAP_PERFMON (or root)", with_causes(&**source))]
+    NoEbpf {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The thread could not be started.
     #[error("no thread for the source {name}: {source}; raise the limit of tasks")]
     NoThread {
@@ -168,40 +284,116 @@ pub enum SourceError {
 
 impl SourceChoice {
     /// The words for configuration and flags.
-    pub const CHOICES: &[(&str, Self)] = &[("auto", Self::Auto), ("poll", Self::Poll)];
+    pub const CHOICES: &[(&str, Self)] =
+        &[("auto", Self::Auto), ("ebpf", Self::Ebpf), ("poll", Self::Poll)];
 
-    /// The source that will be used.
+    /// The best source that the choice allows.
     #[must_use]
-    pub const fn name(self) -> SourceName {
+    pub const fn best(self) -> SourceName {
         match self {
-            Self::Auto | Self::Poll => SourceName::Poll,
+            Self::Auto | Self::Ebpf => SourceName::Ebpf,
+            Self::Poll => SourceName::Poll,
         }
     }
 
-    /// Starts it. The first observation comes as soon as it is made, the next ones an interval
-    /// apart.
+    /// Starts it. Processes that are there are observed first; what happens then comes when it
+    /// happens, or an interval apart from a source that has to look.
     ///
     /// # Errors
     /// If processes cannot be seen with it at all.
-    pub fn start(
-        self,
-        interval: Duration,
-    ) -> Result<(SourceHandle, mpsc::Receiver<Observation>), SourceError> {
+    pub fn start(self, options: SourceOptions) -> Result<Started, SourceError> {
         let (sender, observations) = mpsc::channel(OBSERVATIONS);
-        let handle = match self {
-            Self::Auto | Self::Poll => poll::start(new_poll()?, interval, sender)?,
+        let (name, handle, instead) = match self {
+            Self::Ebpf => (SourceName::Ebpf, start_ebpf(options, sender)?, None),
+            Self::Poll => {
+                let handle = poll::start(new_poll()?, options.interval, sender)?;
+                (SourceName::Poll, handle, None)
+            }
+            Self::Auto => match start_ebpf(options, sender.clone()) {
+                Ok(handle) => (SourceName::Ebpf, handle, None),
+                Err(why_not) => {
+                    let handle = poll::start(new_poll()?, options.interval, sender)?;
+                    (SourceName::Poll, handle, Some(why_not))
+                }
+            },
         };
-        Ok((handle, observations))
+        Ok(Started { name, instead, handle, observations })
     }
+}
 
-    /// Looks once, to find out whether it works.
-    ///
-    /// # Errors
-    /// If processes cannot be seen with it.
-    pub fn probe(self) -> Result<ProcessTable, SourceError> {
-        match self {
-            Self::Auto | Self::Poll => poll::Scan::scan(&mut new_poll()?),
+impl fmt::Display for SourceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (word, _) =
+            Self::CHOICES.iter().find(|(_, choice)| choice == self).ok_or(fmt::Error)?;
+        f.write_str(word)
+    }
+}
+
+impl FromStr for SourceChoice {
+    type Err = BadSource;
+
+    fn from_str(word: &str) -> Result<Self, BadSource> {
+        match (word, Self::CHOICES.iter().find(|(choice, _)| *choice == word)) {
+            (_, Some((_, choice))) => Ok(*choice),
+            ("netlink", None) => Err(BadSource::NotYet("netlink")),
+            (other, None) => Err(BadSource::Unknown(other.to_owned())),
         }
+    }
+}
+
+/// Looks at the process table once, to find out whether that works.
+///
+/// # Errors
+/// If processes cannot be seen so.
+pub fn probe_poll() -> Result<ProcessTable, SourceError> {
+    poll::Scan::scan(&mut new_poll()?)
+}
+
+/// Puts the programs in place for a moment, to find out whether that works.
+///
+/// # Errors
+/// If processes cannot be seen so.
+pub fn probe_ebpf() -> Result<(), SourceError> {
+    #[cfg(target_os = "linux")]
+    return ebpf::probe();
+    #[cfg(not(target_os = "linux"))]
+    Err(no_ebpf())
+}
+
+#[cfg(target_os = "linux")]
+use ebpf::start as start_ebpf;
+
+#[cfg(not(target_os = "linux"))]
+fn start_ebpf(_: SourceOptions, _: mpsc::Sender<Observation>) -> Result<SourceHandle, SourceError> {
+    Err(no_ebpf())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn no_ebpf() -> SourceError {
+    SourceError::NoEbpf { source: "this is not Linux".into() }
+}
+
+/// An error and what brought it about.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// What the status that `wait(2)` gives says.
+#[cfg(target_os = "linux")]
+fn exit_of(wait_status: i32) -> Exit {
+    let signal = Some(wait_status & 0x7f).filter(|signal| *signal != 0);
+    Exit {
+        exit_code: signal.is_none().then_some((wait_status >> 8) & 0xff),
+        signal,
+        core_dumped: signal.map(|_| wait_status & 0x80 != 0),
+        ..Exit::default()
     }
 }
 
@@ -215,26 +407,6 @@ fn new_poll() -> Result<portable::Portable, SourceError> {
     Ok(portable::Portable::new())
 }
 
-impl fmt::Display for SourceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.name().fmt(f)
-    }
-}
-
-impl FromStr for SourceChoice {
-    type Err = BadSource;
-
-    fn from_str(word: &str) -> Result<Self, BadSource> {
-        match word {
-            "auto" => Ok(Self::Auto),
-            "poll" => Ok(Self::Poll),
-            "ebpf" => Err(BadSource::NotYet("ebpf")),
-            "netlink" => Err(BadSource::NotYet("netlink")),
-            other => Err(BadSource::Unknown(other.to_owned())),
-        }
-    }
-}
-
 pub use poll::SourceHandle;
 
 #[cfg(test)]
@@ -244,8 +416,9 @@ mod tests {
     #[test]
     fn a_source_that_is_not_there_is_refused_by_name() {
         assert_eq!("poll".parse(), Ok(SourceChoice::Poll));
-        let refused = "ebpf".parse::<SourceChoice>().unwrap_err().to_string();
-        assert!(refused.contains("ebpf is not in this version"), "{refused}");
+        assert_eq!("ebpf".parse(), Ok(SourceChoice::Ebpf));
+        let refused = "netlink".parse::<SourceChoice>().unwrap_err().to_string();
+        assert!(refused.contains("netlink is not in this version"), "{refused}");
         assert!("prayer".parse::<SourceChoice>().is_err());
     }
 }

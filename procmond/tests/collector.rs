@@ -19,7 +19,7 @@ use procmond::event_bus_connector::{ConnectorOptions, EventBusConnector};
 use procmond::logging::LogFilter;
 use procmond::monitor::snapshot::SNAPSHOT_FILE;
 use procmond::monitor::{MonitorHandle, MonitorOptions, ProcessMonitor, Recovered};
-use procmond::source::SourceChoice;
+use procmond::source::{SourceChoice, SourceOptions};
 use procmond::wal::{WalOptions, WriteAheadLog};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -55,7 +55,7 @@ impl Collector {
         let (log, _) = WriteAheadLog::open(&wal_dir, WalOptions::default()).expect("a log");
         let options = MonitorOptions {
             source: SourceChoice::Poll,
-            interval: Duration::from_millis(500),
+            see: SourceOptions::every(Duration::from_millis(500)),
             snapshot_path: wal_dir.join(SNAPSHOT_FILE),
         };
         let recovered = Recovered::read(&options, &log).expect("an empty log can be read");

@@ -14,7 +14,7 @@ use daemoneye_lib::display;
 use daemoneye_lib::paths::BROKER_SOCKET_VARIABLE;
 
 use crate::config::Config;
-use crate::source::SourceChoice;
+use crate::source;
 use report::{Finding, Report, Verdict};
 
 /// Arguments of `procmond check`.
@@ -37,13 +37,13 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         Ok(config) => {
             report.add(Finding::new("configuration", Verdict::Good, "every option is right"));
             privileges(&mut report);
-            sources(config.source, &mut report);
+            sources(&mut report);
             log_dir::check(&config.wal_dir, config.disk_budget_bytes, &mut report);
         }
         Err(problems) => {
             report.add(Finding::new("configuration", Verdict::Bad, problems.to_string()));
             privileges(&mut report);
-            sources(SourceChoice::Auto, &mut report);
+            sources(&mut report);
         }
     }
     broker::check(std::env::var_os(BROKER_SOCKET_VARIABLE), &mut report);
@@ -77,8 +77,15 @@ fn privileges(report: &mut Report) {
 #[cfg(not(unix))]
 fn privileges(_report: &mut Report) {}
 
-fn sources(choice: SourceChoice, report: &mut Report) {
-    let finding = match choice.probe() {
+fn sources(report: &mut Report) {
+    report.add(match source::probe_ebpf() {
+        Ok(()) => Finding::new("source ebpf", Verdict::Good, "works: every process is seen"),
+        Err(error) => {
+            let detail = format!("{error}. What lives shorter than poll's interval is not seen");
+            Finding::new("source ebpf", Verdict::Limited, detail)
+        }
+    });
+    report.add(match source::probe_poll() {
         Ok(table) => {
             let count = table.processes.len();
             // With `hidepid` an ordinary user sees only its own processes.
@@ -91,13 +98,7 @@ fn sources(choice: SourceChoice, report: &mut Report) {
             Finding::new("source poll", verdict, detail)
         }
         Err(error) => Finding::new("source poll", Verdict::Bad, error.to_string()),
-    };
-    report.add(finding);
-    report.add(Finding::new(
-        "sources ebpf, netlink",
-        Verdict::Limited,
-        "not in this version: what lives shorter than the interval cannot be seen",
-    ));
+    });
 }
 
 /// A path, safe for a terminal.

@@ -136,7 +136,7 @@ async fn collect(
     report(&log, &recovery);
     let monitor_options = MonitorOptions {
         source: config.source,
-        interval: config.interval,
+        see: config.see,
         snapshot_path: config.wal_dir.join(SNAPSHOT_FILE),
     };
     let recovered = Recovered::read(&monitor_options, &log)?;

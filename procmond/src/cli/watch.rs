@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use daemoneye_lib::display;
 use daemoneye_lib::models::event::{Event, EventKind};
+use daemoneye_lib::models::process::SourceName;
 use jiff::tz::TimeZone;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::monitor::tracker::Tracker;
 use crate::monitor::{INTERVAL_MAX, INTERVAL_MIN};
 use crate::shutdown::Signals;
-use crate::source::{Observation, SourceChoice};
+use crate::source::{Observation, SourceChoice, SourceOptions, Started};
 use line::LineStyle;
 use users::Users;
 
@@ -27,16 +28,16 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// Arguments of `procmond watch`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Lines begin with the time and + (started), - (ended) or ~ (changed). What polling cannot see is \
-what lives shorter than the interval. Secrets in arguments are shown as [REDACTED].")]
+Lines begin with the time and + (started), - (ended) or ~ (changed). With eBPF every process is \
+seen; what polling cannot see is what lives shorter than the interval. Secrets in arguments are shown as [REDACTED].")]
 pub struct WatchArgs {
     /// One JSON object a line, processes that are already there included
     #[arg(long)]
     json: bool,
-    /// What to see processes with: auto or poll
+    /// What to see processes with: auto, ebpf or poll
     #[arg(long, value_name = "SOURCE", default_value = "auto", hide_default_value = true)]
     source: SourceChoice,
-    /// Seconds between two looks at the process table
+    /// With poll: seconds between two looks at the process table
     #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = interval)]
     interval: Duration,
 }
@@ -91,10 +92,17 @@ type WatchError = Box<dyn std::error::Error + Send + Sync>;
 async fn watch(args: &WatchArgs) -> Result<(), WatchError> {
     let mut signals = Signals::listen()?;
     let began = Instant::now();
-    let (source, observations) = args.source.start(args.interval)?;
+    let Started { name, instead, handle, observations } =
+        args.source.start(SourceOptions::every(args.interval))?;
+    if let Some(why_not) = instead {
+        eprintln!("procmond: {}", display::escape(why_not.to_string().as_bytes()));
+    }
     let form = if args.json { Form::Json } else { Form::Lines(style()) };
-    let mut tracker = Tracker::new(args.source.name());
-    let about = format!("with {}, every {} s", args.source, args.interval.as_secs_f64());
+    let mut tracker = Tracker::new();
+    let about = match name {
+        SourceName::Poll => format!("with {name}, every {} s", args.interval.as_secs_f64()),
+        SourceName::Ebpf | SourceName::Netlink => format!("with {name}"),
+    };
     let (done, mut ended) = oneshot::channel();
     // A thread of its own: a terminal that is held, or a pipe nobody reads, must not keep us from
     // hearing a signal.
@@ -106,7 +114,7 @@ async fn watch(args: &WatchArgs) -> Result<(), WatchError> {
     })?;
     let outcome = tokio::select! {
         () = signals.recv() => {
-            source.stop();
+            handle.stop();
             tokio::time::timeout(LAST_LINES, ended).await.ok().and_then(Result::ok)
         }
         outcome = &mut ended => outcome.ok(),

@@ -31,15 +31,14 @@ impl Recovered {
     /// # Errors
     /// If the log cannot be read.
     pub fn read(options: &MonitorOptions, log: &WriteAheadLog) -> Result<Self, WalError> {
-        let name = options.source.name();
         let stream = log.stream();
         let snapshot = Snapshot::load(&options.snapshot_path)
             .filter(|snapshot| snapshot.stream == stream && snapshot.sequence <= log.last());
         let (mut tracker, sequence, mut refused) = match snapshot {
             Some(Snapshot { sequence, refused, table, .. }) => {
-                (Tracker::restore(name, &table), sequence, refused)
+                (Tracker::restore(&table), sequence, refused)
             }
-            None => (Tracker::new(name), Sequence::NONE, None),
+            None => (Tracker::new(), Sequence::NONE, None),
         };
         log.retain_from(sequence.next());
         let mut reader = log.reader(sequence.next());

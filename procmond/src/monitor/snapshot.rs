@@ -204,8 +204,10 @@ mod tests {
     use crate::source::{Facts, Observation, ObservedProcess, ProcessTable};
 
     fn snapshot() -> Snapshot {
-        let mut tracker = Tracker::new(SourceName::Poll);
+        let mut tracker = Tracker::new();
         tracker.observe(Observation::Snapshot(ProcessTable {
+            source: SourceName::Poll,
+            is_told: false,
             boot_id: Uuid::from_u128(7),
             precision: KeyPrecision::Tick,
             time_ns: 10,

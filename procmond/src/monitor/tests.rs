@@ -84,7 +84,11 @@ impl Bench {
 
     fn monitor_options(&self, interval: Duration) -> MonitorOptions {
         let snapshot_path = self.snapshot_path();
-        MonitorOptions { source: SourceChoice::Poll, interval, snapshot_path }
+        MonitorOptions {
+            source: SourceChoice::Poll,
+            see: SourceOptions::every(interval),
+            snapshot_path,
+        }
     }
 
     /// Has everything committed, and waits until the log has forgotten what it may.
@@ -132,6 +136,8 @@ fn look(centis: u64, processes: impl IntoIterator<Item = (u32, String)>) -> Obse
         ObservedProcess { pid, start_centis: 1, facts, ended: None }
     };
     Observation::Snapshot(ProcessTable {
+        source: SourceName::Poll,
+        is_told: false,
         boot_id: Uuid::from_u128(7),
         precision: KeyPrecision::Tick,
         time_ns: i64::try_from(centis).unwrap() * 10_000_000,
@@ -147,7 +153,7 @@ fn crowd(centis: u64, count: u32) -> Observation {
 
 /// The start, a change and the end of a process.
 pub(super) fn life() -> [Event; 3] {
-    let mut tracker = Tracker::new(SourceName::Poll);
+    let mut tracker = Tracker::new();
     let mut one = |processes| {
         let mut events = tracker.observe(processes);
         assert_eq!(events.len(), 1);
@@ -243,11 +249,11 @@ async fn the_source_is_told_what_backpressure_makes_of_the_interval() {
     next_observation(&mut monitor.source).await.unwrap();
     for signal in [ENGAGE, RELEASE] {
         // It looks once an hour, and again only if it is told.
-        monitor.options.interval = INTERVAL_MIN;
+        monitor.options.see.interval = INTERVAL_MIN;
         monitor.signalled(signal).await.unwrap();
-        until(async || monitor.source.as_mut().unwrap().1.try_recv().is_ok()).await;
+        until(async || monitor.source.as_mut().unwrap().observations.try_recv().is_ok()).await;
         set(&mut monitor, 3_600_000, true).unwrap();
-        let (_, observations) = monitor.source.as_mut().unwrap();
+        let observations = &mut monitor.source.as_mut().unwrap().observations;
         while observations.try_recv().is_ok() {}
     }
 }
@@ -319,7 +325,7 @@ async fn shutdown_makes_everything_durable_and_writes_the_table_down() {
     assert_eq!(log.last_durable(), log.last());
     let snapshot = Snapshot::load(&bench.snapshot_path()).unwrap();
     assert_eq!((snapshot.stream, snapshot.sequence), (log.stream(), log.last()));
-    let tracker = Tracker::restore(SourceName::Poll, &snapshot.table);
+    let tracker = Tracker::restore(&snapshot.table);
     assert!(tracker.get(std::process::id()).is_some(), "we are in it");
 }
 

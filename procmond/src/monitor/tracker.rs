@@ -6,17 +6,19 @@
 //! between: ends as inferred, beginnings as starts.
 
 mod change;
+mod happened;
 mod image;
 
 use std::collections::{HashMap, HashSet};
 
 use daemoneye_lib::models::event::Event;
+use daemoneye_lib::models::gap::{GapEvent, GapReason};
 use daemoneye_lib::models::process::{
     Exit, KeyPrecision, ProcessEvent, ProcessEventKind, ProcessKey, SourceName,
 };
 use uuid::Uuid;
 
-use crate::source::{Facts, Observation, ObservedProcess, ProcessTable};
+use crate::source::{Facts, Observation, ObservedProcess, Overrun, ProcessTable};
 pub use image::{ImageError, TableImage};
 
 /// Start times in keys are kept in units of this many nanoseconds.
@@ -26,13 +28,16 @@ const CENTI_NS: u64 = 10_000_000;
 /// together, in 10 ms units: two seconds, for sources that know only seconds.
 const NEAR_CENTIS: u64 = 200;
 
+/// How long a life that was told to end is remembered for looks that began before and last, in
+/// 10 ms units.
+const LOOK_CENTIS: u64 = 1000;
+
 /// Ended lives kept before those that cannot be mistaken any more are looked for.
 const ENDED_MIN: usize = 4096;
 
 /// The process table.
 #[derive(Debug)]
 pub struct Tracker {
-    source: SourceName,
     processes: HashMap<u32, Entry>,
     ended: EndedLives,
     past: Past,
@@ -54,15 +59,29 @@ enum Past {
 struct Entry {
     /// Always a start event, with the newest facts: stops and changes are told from it.
     start: ProcessEvent,
+    /// When it began, in nanoseconds since boot, where a source knew.
+    start_ns: Option<u64>,
+    /// When something was last told of it as it happened, in nanoseconds since boot.
+    told_ns: u64,
     /// Its stop has been told, or was never ours to tell; the system still lists it.
     is_over: bool,
 }
 
-/// The keys of lives that ended a moment ago, by pid.
+/// Lives that ended a moment ago, by pid.
 #[derive(Debug, Default)]
 struct EndedLives {
-    keys: HashMap<u32, ProcessKey>,
+    lives: HashMap<u32, Ended>,
     prune_at: usize,
+}
+
+/// A life that ended.
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    key: ProcessKey,
+    /// When it began, in nanoseconds since boot, where a source knew.
+    start_ns: Option<u64>,
+    /// When it ended, in nanoseconds since boot, if it was told of as it happened.
+    at_ns: Option<u64>,
 }
 
 /// The moment and the means of an observation.
@@ -73,26 +92,21 @@ struct Look {
     source: SourceName,
     time_ns: i64,
     uptime_ns: u64,
-    /// It is the first of this run: what it shows happened at some time since the last run.
+    /// What it shows happened at some time since it was last known.
     is_inferred: bool,
 }
 
 impl Tracker {
     /// A table that knows nothing: the first observation gives starts marked `existing`.
     #[must_use]
-    pub fn new(source: SourceName) -> Self {
-        Self {
-            source,
-            processes: HashMap::new(),
-            ended: EndedLives::default(),
-            past: Past::Unknown,
-        }
+    pub fn new() -> Self {
+        Self { processes: HashMap::new(), ended: EndedLives::default(), past: Past::Unknown }
     }
 
     /// A table as an earlier run left it.
     #[must_use]
-    pub fn restore(source: SourceName, image: &TableImage) -> Self {
-        let mut tracker = Self::new(source);
+    pub fn restore(image: &TableImage) -> Self {
+        let mut tracker = Self::new();
         if let Some((boot_id, uptime_ns)) = image.seen_until {
             tracker.past = Past::EarlierRun { boot_id, uptime_ns };
         }
@@ -100,7 +114,7 @@ impl Tracker {
             tracker.insert(start.clone());
         }
         for key in &image.ended {
-            tracker.ended.remember(*key);
+            tracker.ended.remember(Ended { key: *key, start_ns: None, at_ns: None });
         }
         tracker
     }
@@ -118,7 +132,7 @@ impl Tracker {
         TableImage {
             seen_until,
             starts: live.map(|entry| entry.start.clone()).collect(),
-            ended: self.ended.keys.values().copied().collect(),
+            ended: self.ended.lives.values().map(|ended| ended.key).collect(),
         }
     }
 
@@ -149,7 +163,7 @@ impl Tracker {
                 if self.processes.get(&pid).is_some_and(|entry| entry.start.key == event.key) {
                     self.processes.remove(&pid);
                 }
-                self.ended.remember(event.key);
+                self.ended.remember(Ended { key: event.key, start_ns: None, at_ns: None });
             }
         }
     }
@@ -178,6 +192,8 @@ impl Tracker {
     pub fn observe(&mut self, observation: Observation) -> Vec<Event> {
         match observation {
             Observation::Snapshot(table) => self.compare(table),
+            Observation::Seen(seen) => self.happened(seen),
+            Observation::Overrun(overrun) => vec![overrun_gap(overrun).into()],
             Observation::Failed(_) => Vec::new(),
         }
     }
@@ -187,10 +203,14 @@ impl Tracker {
         let look = Look {
             boot_id: table.boot_id,
             precision: table.precision,
-            source: self.source,
+            source: table.source,
             time_ns: table.time_ns,
             uptime_ns: table.uptime_ns,
-            is_inferred: matches!(past, Past::EarlierRun { .. }),
+            is_inferred: match past {
+                Past::Unknown => false,
+                Past::EarlierRun { .. } => true,
+                Past::ThisRun { .. } => table.is_told,
+            },
         };
         let mut observed = table.processes;
         observed.sort_unstable_by_key(|process| (process.start_centis, process.pid));
@@ -198,11 +218,21 @@ impl Tracker {
         let mut events = self.stop_missing(&observed, look);
         let (mut began, mut changes, mut stops) = (Vec::new(), Vec::new(), Vec::new());
         for ObservedProcess { pid, start_centis, facts, ended } in observed {
+            if self.is_outdated(pid, start_centis, look) {
+                continue;
+            }
             if !self.processes.contains_key(&pid) {
                 let existing = was_there(past, start_centis, look);
                 let is_over = existing && ended.is_some();
-                let start = self.start(pid, start_centis, facts.as_deref(), existing, look);
-                self.processes.insert(pid, Entry { start, is_over });
+                let is_missed = table.is_told && !existing;
+                // Its end was told; or it is among what nobody could be told of, and counted.
+                if is_missed && ended.is_some() {
+                    continue;
+                }
+                let mut start = self.start(pid, start_centis, facts.as_deref(), existing, look);
+                start.inferred = is_missed && matches!(past, Past::ThisRun { .. });
+                let entry = Entry { start, start_ns: None, told_ns: 0, is_over };
+                self.processes.insert(pid, entry);
                 if !is_over {
                     began.push(pid);
                 }
@@ -229,7 +259,7 @@ impl Tracker {
         for stop in &mut stops {
             if let Event::Process(stop) = stop {
                 stop.parent_key = self.processes.get(&stop.pid()).and_then(|e| e.start.parent_key);
-                self.ended.remember(stop.key);
+                self.ended.remember(Ended { key: stop.key, start_ns: None, at_ns: None });
             }
         }
         events.append(&mut changes);
@@ -239,20 +269,35 @@ impl Tracker {
         events
     }
 
+    /// Whether more is known of a process than a look can have seen that began then: what happens
+    /// while it lasts is told first.
+    fn is_outdated(&self, pid: u32, start_centis: u64, look: Look) -> bool {
+        let is_this =
+            |key: &ProcessKey| (key.boot_id, key.start_centis) == (look.boot_id, start_centis);
+        match self.processes.get(&pid) {
+            Some(entry) => entry.told_ns >= look.uptime_ns || !is_this(&entry.start.key),
+            None => self.ended.lives.get(&pid).is_some_and(|ended| {
+                is_this(&ended.key) && ended.at_ns.is_some_and(|at_ns| at_ns >= look.uptime_ns)
+            }),
+        }
+    }
+
     /// Takes out what is not there any more, and tells those ends that were not told.
     fn stop_missing(&mut self, observed: &[ObservedProcess], look: Look) -> Vec<Event> {
         let there: HashSet<(u32, u64)> =
             observed.iter().map(|process| (process.pid, process.start_centis)).collect();
         let is_gone = |_: &u32, entry: &mut Entry| {
             let key = &entry.start.key;
-            key.boot_id != look.boot_id || !there.contains(&(key.pid, key.start_centis))
+            let is_there = there.contains(&(key.pid, key.start_centis));
+            // One that began while the others were looked at may have come too late.
+            key.boot_id != look.boot_id || !is_there && entry.told_ns < look.uptime_ns
         };
         let mut gone: Vec<Entry> =
             self.processes.extract_if(is_gone).map(|(_, entry)| entry).collect();
         gone.sort_unstable_by_key(|entry| entry.start.key);
         let mut events = Vec::new();
         for entry in gone {
-            self.ended.remember(entry.start.key);
+            self.ended.remember(entry.ended(None));
             if !entry.is_over {
                 events.push(entry.stop(Exit::default(), look));
             }
@@ -269,7 +314,7 @@ impl Tracker {
         look: Look,
     ) -> ProcessEvent {
         let mut key = ProcessKey { boot_id: look.boot_id, pid, start_centis, generation: 0 };
-        if let Some(before) = self.ended.keys.get(&pid)
+        if let Some(Ended { key: before, .. }) = self.ended.lives.get(&pid)
             && (before.boot_id, before.start_centis) == (key.boot_id, start_centis)
         {
             key.generation = before.generation.saturating_add(1);
@@ -285,7 +330,22 @@ impl Tracker {
     }
 
     fn insert(&mut self, start: ProcessEvent) {
-        self.processes.insert(start.pid(), Entry { start, is_over: false });
+        let entry = Entry { start, start_ns: None, told_ns: 0, is_over: false };
+        self.processes.insert(entry.start.pid(), entry);
+    }
+}
+
+fn overrun_gap(overrun: Overrun) -> GapEvent {
+    let Overrun { missing, since_ns, until_ns } = overrun;
+    let detail = format!(
+        "the kernel had no room to tell of {missing} starts, ends or changes; what a look at the \
+         process table shows of them follows, marked as inferred"
+    );
+    GapEvent {
+        missing: Some(missing),
+        since_ns: Some(since_ns),
+        until_ns: Some(until_ns),
+        ..GapEvent::new(GapReason::CaptureOverrun, until_ns, detail)
     }
 }
 
@@ -302,18 +362,23 @@ fn was_there(past: Past, start_centis: u64, look: Look) -> bool {
 }
 
 impl EndedLives {
-    fn remember(&mut self, key: ProcessKey) {
-        self.keys.insert(key.pid, key);
-        if self.keys.len() > self.prune_at.max(ENDED_MIN) {
-            let newest = self.keys.values().map(|key| key.start_centis).max().unwrap_or(0);
+    fn remember(&mut self, ended: Ended) {
+        self.lives.insert(ended.key.pid, ended);
+        if self.lives.len() > self.prune_at.max(ENDED_MIN) {
+            let starts = self.lives.values().map(|ended| ended.key.start_centis);
+            let newest = starts.max().unwrap_or(0);
             self.forget_before(newest);
-            self.prune_at = self.keys.len() * 2;
+            self.prune_at = self.lives.len() * 2;
         }
     }
 
     /// Forgets lives that cannot be mistaken for one that begins now.
     fn forget_before(&mut self, now_centis: u64) {
-        self.keys.retain(|_, key| key.start_centis.saturating_add(NEAR_CENTIS) >= now_centis);
+        self.lives.retain(|_, ended| {
+            let told_centis = ended.at_ns.unwrap_or(0) / CENTI_NS;
+            ended.key.start_centis.saturating_add(NEAR_CENTIS) >= now_centis
+                || told_centis.saturating_add(LOOK_CENTIS) >= now_centis
+        });
     }
 }
 

@@ -22,12 +22,16 @@ pub struct SourceHandle {
 }
 
 #[derive(Debug)]
-enum Control {
+pub(super) enum Control {
     SetInterval(Duration),
     Stop,
 }
 
 impl SourceHandle {
+    pub(super) fn new(control: blocking::Sender<Control>) -> Self {
+        Self { control }
+    }
+
     /// Changes the time between two looks, counted from when the last one began.
     pub fn set_interval(&self, interval: Duration) {
         // A source that has ended says so by closing its channel of observations.
@@ -73,7 +77,7 @@ pub(super) fn start(
         .name("procmond-poll".to_owned())
         .spawn(look_for_ever)
         .map_err(|source| SourceError::NoThread { name: SourceName::Poll, source })?;
-    Ok(SourceHandle { control })
+    Ok(SourceHandle::new(control))
 }
 
 #[cfg(test)]
@@ -99,6 +103,8 @@ mod tests {
                 });
             }
             Ok(ProcessTable {
+                source: SourceName::Poll,
+                is_told: false,
                 boot_id: Uuid::nil(),
                 precision: KeyPrecision::Tick,
                 time_ns: self.0,

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use daemoneye_lib::models::ByteString;
-use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision};
+use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision, SourceName};
 use daemoneye_lib::redaction::RawArgv;
 use daemoneye_lib::stream::wall_clock_ns;
 use sysinfo::{
@@ -82,6 +82,8 @@ impl Scan for Portable {
         }
         self.known = marks;
         Ok(ProcessTable {
+            source: SourceName::Poll,
+            is_told: false,
             boot_id: Uuid::from_u64_pair(0, booted),
             precision: KeyPrecision::Second,
             time_ns,

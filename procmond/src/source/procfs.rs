@@ -26,7 +26,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision};
+use daemoneye_lib::models::ByteString;
+use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision, SourceName};
 use daemoneye_lib::stream::wall_clock_ns;
 use uuid::Uuid;
 
@@ -69,6 +70,17 @@ struct Marks {
 }
 
 impl Procfs {
+    /// A process's control group, and the container it names; `None` if it is gone.
+    pub(super) fn cgroup_of(&mut self, pid: u32) -> Option<(ByteString, Option<String>)> {
+        let path = self.root.join(pid.to_string()).join("cgroup");
+        read(&path, &mut self.buffer).ok().filter(|found| *found)?;
+        details::cgroup(&self.buffer)
+    }
+
+    pub(super) fn boot_id(&self) -> Uuid {
+        self.boot_id
+    }
+
     pub(super) fn open(root: PathBuf) -> Result<Self, SourceError> {
         let path = root.join("sys/kernel/random/boot_id");
         let text = fs::read_to_string(&path).map_err(|source| unreadable(&path, source))?;
@@ -238,6 +250,8 @@ impl Scan for Procfs {
         let round = self.round;
         self.known.retain(|_, known| known.round == round);
         Ok(ProcessTable {
+            source: SourceName::Poll,
+            is_told: false,
             boot_id: self.boot_id,
             precision: KeyPrecision::Tick,
             time_ns,
@@ -251,7 +265,7 @@ impl Scan for Procfs {
 fn first_sight(stat: &Stat, ids: Option<Ids>) -> Facts {
     let mut facts = Facts::unknown(Completeness::EnrichedLate);
     facts.ppid = Some(stat.ppid);
-    facts.name = Some(daemoneye_lib::models::ByteString::new(stat.name.clone()));
+    facts.name = Some(ByteString::new(stat.name.clone()));
     facts.session = Some(stat.session);
     if let Some(ids) = ids {
         facts.uid = Some(ids.uid);
@@ -264,14 +278,9 @@ fn first_sight(stat: &Stat, ids: Option<Ids>) -> Facts {
 
 /// How it ended, as its last entry tells: its status only to those who may trace it.
 fn exit(stat: &Stat) -> Exit {
-    let status = stat.wait_status;
-    let signal = status.map(|status| status & 0x7f).filter(|signal| *signal != 0);
     Exit {
-        exit_code: status.filter(|_| signal.is_none()).map(|status| (status >> 8) & 0xff),
-        signal,
-        core_dumped: signal.and(status).map(|status| status & 0x80 != 0),
         cpu_time_ns: Some(stat.cpu_ticks.saturating_mul(stat::TICK_NS)),
-        ..Exit::default()
+        ..stat.wait_status.map_or_else(Exit::default, super::exit_of)
     }
 }
 

@@ -1,4 +1,4 @@
-use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision};
+use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision, SourceName};
 use daemoneye_lib::redaction::RawArgv;
 use uuid::Uuid;
 
@@ -17,6 +17,8 @@ fn process(pid: u32, ppid: u32, args: &[&str]) -> ObservedProcess {
 
 fn table(uptime_ns: u64, processes: Vec<ObservedProcess>) -> Observation {
     Observation::Snapshot(ProcessTable {
+        source: SourceName::Poll,
+        is_told: false,
         boot_id: Uuid::nil(),
         precision: KeyPrecision::Tick,
         time_ns: 1_700_000_000_000_000_000,
@@ -44,7 +46,7 @@ fn shown(form: Form) -> (String, Counts) {
     }
     drop(sender);
     let mut output = Output { out: Vec::new(), form, counts: Counts::default() };
-    let mut tracker = Tracker::new(SourceChoice::Poll.name());
+    let mut tracker = Tracker::new();
     assert!(matches!(output.show_all(receiver, &mut tracker, ""), End::Asked));
     (String::from_utf8(output.out).unwrap(), output.counts)
 }
@@ -120,7 +122,7 @@ fn a_reader_that_has_gone_is_a_clean_end() {
         sender.try_send(look).unwrap();
     }
     let mut output = Output { out: Gone, form: Form::Json, counts: Counts::default() };
-    let mut tracker = Tracker::new(SourceChoice::Poll.name());
+    let mut tracker = Tracker::new();
     // The sender is still there: it is the write that ends it.
     assert!(matches!(output.show_all(receiver, &mut tracker, ""), End::Asked));
 }

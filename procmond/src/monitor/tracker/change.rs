@@ -91,6 +91,29 @@ impl Entry {
         (!changes.is_empty()).then(|| self.event(ProcessEventKind::Modify { changes }, look))
     }
 
+    /// What is known of it.
+    pub(super) fn facts(&self) -> Facts {
+        let start = self.start.clone();
+        Facts {
+            ppid: start.ppid,
+            name: start.name,
+            exe: start.exe,
+            exe_deleted: start.exe_deleted,
+            argv: start.argv,
+            cwd: start.cwd,
+            uid: start.uid,
+            euid: start.euid,
+            gid: start.gid,
+            egid: start.egid,
+            login_uid: start.login_uid,
+            session: start.session,
+            cgroup: start.cgroup,
+            container_id: start.container_id,
+            namespaces: start.namespaces,
+            completeness: start.completeness,
+        }
+    }
+
     fn event(&self, kind: ProcessEventKind, look: Look) -> Event {
         ProcessEvent {
             kind,

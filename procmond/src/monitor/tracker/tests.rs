@@ -2,6 +2,7 @@ use daemoneye_lib::models::process::{Completeness, FieldChange};
 use proptest::prelude::*;
 
 use super::*;
+use crate::source::{Happening, Happenings, What};
 
 const BOOT: Uuid = Uuid::from_u128(0x3f2a_9c1e_0102_4304_8506_0708_090a_0b0c);
 
@@ -33,6 +34,8 @@ fn look(uptime_centis: u64, processes: Vec<ObservedProcess>) -> Observation {
 
 fn look_on(boot_id: Uuid, uptime_centis: u64, processes: Vec<ObservedProcess>) -> Observation {
     Observation::Snapshot(ProcessTable {
+        source: SourceName::Poll,
+        is_told: false,
         boot_id,
         precision: KeyPrecision::Tick,
         time_ns: 1_000_000_000_000 + i64::try_from(uptime_centis * CENTI_NS).unwrap(),
@@ -64,7 +67,7 @@ fn short(events: &[Event]) -> Vec<String> {
 }
 
 fn new() -> Tracker {
-    Tracker::new(SourceName::Poll)
+    Tracker::new()
 }
 
 fn process(event: &Event) -> &ProcessEvent {
@@ -155,7 +158,7 @@ fn lives_within_one_tick_have_generations() {
     let mut tracker = through_bytes(&tracker);
     assert_eq!(short(&tracker.observe(look(1101, vec![alive(20, 1100)]))), ["+20@1100.1"]);
     tracker.observe(look(2000, vec![]));
-    assert!(tracker.ended.keys.is_empty());
+    assert!(tracker.ended.lives.is_empty());
 }
 
 #[test]
@@ -218,7 +221,7 @@ fn a_failed_look_means_nothing() {
 fn through_bytes(tracker: &Tracker) -> Tracker {
     let mut bytes = Vec::new();
     tracker.encode().encode_into(&mut bytes);
-    Tracker::restore(SourceName::Poll, &TableImage::decode(&bytes).unwrap())
+    Tracker::restore(&TableImage::decode(&bytes).unwrap())
 }
 
 #[test]
@@ -268,7 +271,7 @@ fn the_log_rolls_the_table_forward() {
     assert_eq!(logged.len(), 3);
 
     // Killed here. The next run knows what the first knew when it last told something.
-    let mut second = Tracker::restore(SourceName::Poll, &image);
+    let mut second = Tracker::restore(&image);
     for event in &logged {
         second.apply_logged(event);
     }
@@ -352,4 +355,191 @@ proptest! {
             }
         }
     }
+}
+
+/// Something that happened so many microseconds after the first second since boot.
+fn at(micros: u64, (pid, start_ns): (u32, u64), what: What) -> Happening {
+    Happening { pid, start_ns, at_ns: 1_000_000_000 + micros * 1000, what }
+}
+
+fn seen(happenings: Vec<Happening>) -> Observation {
+    let wall_offset_ns = 1_000_000_000_000;
+    Observation::Seen(Happenings {
+        source: SourceName::Ebpf,
+        boot_id: BOOT,
+        wall_offset_ns,
+        happenings,
+    })
+}
+
+fn forked(forker: u32, name: &str) -> What {
+    let facts = facts(forker, name).unwrap();
+    What::Forked { forker, inherits_group: true, facts }
+}
+
+fn executed(name: &str) -> What {
+    let mut facts = facts(1, name).unwrap();
+    facts.exe = Some(format!("/bin/{name}").as_str().into());
+    What::Executed(facts)
+}
+
+fn exited(code: i32) -> What {
+    let exit = Exit { exit_code: Some(code), ..Exit::default() };
+    What::Exited(exit, facts(1, "gone").unwrap())
+}
+
+/// A look by one who is told of what happens, begun so many microseconds after the first second.
+fn look_of_told(micros: u64, processes: Vec<ObservedProcess>) -> Observation {
+    let Observation::Snapshot(table) = look(100, processes) else { unreachable!() };
+    let uptime_ns = 1_000_000_000 + micros * 1000;
+    Observation::Snapshot(ProcessTable { is_told: true, uptime_ns, ..table })
+}
+
+/// A table that knows processes 1 and 20, from a look before anything else.
+fn told() -> Tracker {
+    let mut tracker = new();
+    let first = tracker.observe(look_of_told(0, vec![alive(1, 0), alive(20, 50)]));
+    assert_eq!(short(&first), ["=1@0.0", "=20@50.0"]);
+    tracker
+}
+
+/// A life of pid 30 that began 1.001 s after boot.
+const LIFE: (u32, u64) = (30, 1_001_000_000);
+
+#[test]
+fn a_fork_and_the_program_it_runs_are_one_start() {
+    let mut tracker = told();
+    let rename = What::Renamed("tool".into());
+    let events = tracker.observe(seen(vec![
+        at(1000, LIFE, forked(20, "p20")),
+        at(1100, LIFE, rename),
+        at(1200, LIFE, executed("tool")),
+        at(1300, LIFE, exited(3)),
+    ]));
+    assert_eq!(short(&events), ["+30@100.0", "-30@100.0"]);
+    let start = process(&events[0]);
+    assert_eq!(
+        (start.name.clone(), start.exe.clone()),
+        (Some("tool".into()), Some("/bin/tool".into()))
+    );
+    assert_eq!(start.parent_key.map(|key| key.pid), Some(1), "what the program's record says");
+    assert_eq!((start.monotonic_ns, start.time_ns), (Some(1_001_000_000), 1_001_001_000_000));
+    assert_eq!(start.key_precision, KeyPrecision::Nanosecond);
+    let ProcessEventKind::Stop(exit) = process(&events[1]).kind else { panic!("a stop") };
+    assert_eq!(exit.exit_code, Some(3));
+    assert_eq!(tracker.len(), 2);
+}
+
+#[test]
+fn a_fork_that_runs_no_program_has_what_its_maker_has() {
+    let mut tracker = told();
+    tracker.observe(seen(vec![at(100, (20, 500_000_000), executed("shell"))]));
+    let events = tracker.observe(seen(vec![at(1000, LIFE, forked(20, "shell"))]));
+    assert_eq!(short(&events), ["+30@100.0"]);
+    let start = process(&events[0]);
+    assert_eq!(start.exe, Some("/bin/shell".into()));
+    assert_eq!(start.parent_key.map(|key| key.pid), Some(20));
+    // A program in a later batch is a change, with what was before.
+    let events = tracker.observe(seen(vec![at(1100, LIFE, executed("tool"))]));
+    assert_eq!(short(&events), ["~30@100.0"]);
+    let ProcessEventKind::Modify { changes } = &process(&events[0]).kind else { panic!() };
+    assert!(changes.contains(&FieldChange::Exe(Some("/bin/shell".into()))), "{changes:?}");
+}
+
+#[test]
+fn a_second_program_and_a_new_name_are_changes() {
+    let mut tracker = told();
+    let events = tracker.observe(seen(vec![
+        at(1000, LIFE, forked(20, "p20")),
+        at(1100, LIFE, executed("one")),
+        at(1200, LIFE, executed("two")),
+        at(1300, LIFE, What::Renamed("worker".into())),
+        at(1400, LIFE, What::Renamed("worker".into())),
+        at(1500, LIFE, What::Moved { cgroup: "/box".into(), container_id: None }),
+    ]));
+    assert_eq!(short(&events), ["+30@100.0", "~30@100.0", "~30@100.0", "~30@100.0"]);
+    let known = tracker.get(30).unwrap();
+    assert_eq!(
+        (known.name.clone(), known.cgroup.clone()),
+        (Some("worker".into()), Some("/box".into()))
+    );
+}
+
+/// Two lives of one pid that began within the same 10 ms.
+#[test]
+fn c2_lives_that_began_in_one_tick_are_told_apart() {
+    let mut tracker = told();
+    let again = (30, LIFE.1 + 1);
+    let events = tracker.observe(seen(vec![
+        at(1000, LIFE, forked(20, "p20")),
+        at(1100, LIFE, exited(0)),
+        at(1200, again, forked(20, "p20")),
+        // Two threads that end at once may both tell.
+        at(1250, LIFE, exited(0)),
+        at(1300, again, exited(1)),
+        at(1400, again, exited(1)),
+    ]));
+    assert_eq!(short(&events), ["+30@100.0", "-30@100.0", "+30@100.1", "-30@100.1"]);
+}
+
+#[test]
+fn c2_a_pid_whose_end_was_not_told_is_ended_by_the_next_life() {
+    let mut tracker = told();
+    let again = (30, LIFE.1 + 20_000_000);
+    let events = tracker.observe(seen(vec![
+        at(1000, LIFE, forked(20, "p20")),
+        at(22_000, again, forked(20, "p20")),
+        at(22_100, LIFE, What::Renamed("late".into())),
+    ]));
+    assert_eq!(short(&events), ["+30@100.0", "?30@100.0", "+30@102.0"]);
+}
+
+/// What was not told shows in a look, and is marked.
+#[test]
+fn c1_a_look_makes_up_for_what_nobody_could_be_told() {
+    let mut tracker = told();
+    tracker.observe(seen(vec![at(1000, LIFE, forked(20, "p20"))]));
+    let overrun = Overrun { missing: 5, since_ns: 7, until_ns: 9 };
+    let [Event::Gap(gap)] = &tracker.observe(Observation::Overrun(overrun))[..] else { panic!() };
+    assert_eq!((gap.reason, gap.missing), (GapReason::CaptureOverrun, Some(5)));
+    assert_eq!((gap.since_ns, gap.until_ns), (Some(7), Some(9)));
+    let there = vec![unchanged(1, 0), unchanged(20, 50), alive(40, 101), over(41, 101)];
+    let events = tracker.observe(look_of_told(30_000, there.clone()));
+    assert_eq!(short(&events), ["?30@100.0", "!40@101.0"]);
+    assert_eq!(short(&tracker.observe(look_of_told(40_000, there))), [""; 0]);
+    // One that was found so is the same when something is told of it.
+    let events = tracker.observe(seen(vec![at(50_000, (40, 1_010_000_123), exited(0))]));
+    assert_eq!(short(&events), ["-40@101.0"]);
+}
+
+/// A look takes a while, and what happens meanwhile is told before what it saw.
+#[test]
+fn c1_a_look_that_is_older_than_what_was_told_changes_nothing() {
+    let mut tracker = told();
+    tracker.observe(seen(vec![at(100, (50, 900_000_000), forked(1, "p1"))]));
+    let began = 5000;
+    let events = tracker.observe(seen(vec![
+        // Began after its place in the list had been passed.
+        at(6000, LIFE, forked(20, "p20")),
+        // Ended after it was listed, as did another life of a pid that lives again.
+        at(6100, (50, 900_000_000), exited(0)),
+        at(6200, (20, 500_000_000), exited(0)),
+        at(6300, (20, 1_006_300_000), forked(1, "p1")),
+    ]));
+    assert_eq!(short(&events), ["+30@100.0", "-50@90.0", "-20@50.0", "+20@100.0"]);
+    let listed = vec![alive(1, 0), alive(20, 50), alive(50, 90)];
+    assert_eq!(short(&tracker.observe(look_of_told(began, listed))), [""; 0]);
+    assert_eq!(tracker.len(), 3);
+}
+
+#[test]
+fn c1_what_is_told_of_a_process_before_the_first_look_shows_that_it_was_there() {
+    let mut tracker = new();
+    let events = tracker
+        .observe(seen(vec![at(10, (20, 500_000_000), exited(0)), at(20, LIFE, forked(1, "p1"))]));
+    assert_eq!(short(&events), ["=20@50.0", "-20@50.0", "+30@100.0"]);
+    // Of one whose start found no room, there is a start as well.
+    let mut tracker = told();
+    let events = tracker.observe(seen(vec![at(2000, LIFE, exited(0))]));
+    assert_eq!(short(&events), ["!30@100.0", "-30@100.0"]);
 }

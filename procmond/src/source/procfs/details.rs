@@ -60,11 +60,11 @@ pub(super) fn read(
         facts.login_uid = parse_login_uid(buffer);
     }
     if account.file(dir.join("cgroup"), 64 * 1024, buffer)?
-        && let Some(cgroup) = parse_cgroup(buffer)
+        && let Some((path, container_id)) = cgroup(buffer)
     {
-        facts.container_id = container_id(cgroup);
-        account.cut |= cgroup.len() > PATH_BYTES_MAX;
-        facts.cgroup = Some(ByteString::new(&cgroup[..cgroup.len().min(PATH_BYTES_MAX)]));
+        account.cut |= path.as_bytes().len() == PATH_BYTES_MAX;
+        facts.cgroup = Some(path);
+        facts.container_id = container_id;
     }
     facts.namespaces = account.namespaces(&dir.join("ns"))?;
     // What there is to know of a thread of the kernel is known.
@@ -133,6 +133,13 @@ impl Account {
 fn parse_login_uid(bytes: &[u8]) -> Option<u32> {
     let uid: u32 = std::str::from_utf8(bytes).ok()?.trim().parse().ok()?;
     (uid != u32::MAX).then_some(uid)
+}
+
+/// The control group and the container it names, of what the file of that name says.
+pub(super) fn cgroup(bytes: &[u8]) -> Option<(ByteString, Option<String>)> {
+    let path = parse_cgroup(bytes)?;
+    let most = path.len().min(PATH_BYTES_MAX);
+    Some((ByteString::new(&path[..most]), container_id(path)))
 }
 
 /// The path in the unified hierarchy, or where there is none in that of systemd, or any.

@@ -1,8 +1,6 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
-use daemoneye_lib::models::process::SourceName;
-
 use super::*;
 
 /// Ends and reaps the process also when an assertion fails.
@@ -213,7 +211,6 @@ fn a_failure_that_is_not_an_end_fails_the_look() {
     let error = procfs.scan().unwrap_err();
     assert!(matches!(error, SourceError::Unreadable { .. }), "{error}");
     assert!(Procfs::open(dir.path().join("nowhere")).is_err());
-    assert_eq!(crate::source::SourceChoice::Auto.name(), SourceName::Poll);
 }
 
 /// The parent 1 and its child 7, both with the memory layout of the parent.

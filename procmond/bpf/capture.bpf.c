@@ -1,0 +1,286 @@
+// Tells user space of every process that begins, runs a program, changes its name or its control
+// group, or ends. Tracepoints and helpers only: kprobes, fentry and LSM programs are refused by
+// hardened kernels.
+//
+// What a reader finds in the ring is in the order in which it happened. What finds no room there
+// is counted, and every event says how many were lost up to it.
+//
+// Built by ./build; the object stands beside this file, so that building procmond takes no clang.
+#include "kernel.h"
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+
+// The layout is read by source/ebpf/event.rs.
+enum { FORK = 1, EXEC = 2, EXIT = 3, RENAME = 4, MOVE = 5, KINDS };
+enum { ARGV_CUT = 1, ARGV_UNREADABLE = 2, EXE_CUT = 4, CWD_CUT = 8, EXE_DELETED = 16, OTHER_GROUP = 32 };
+enum { ARGV_BYTES = 4096, PATH_BYTES = 2048, NAME_BYTES = 256, PARTS_MAX = 64 };
+
+struct event {
+	u32 kind;
+	u32 flags;
+	u64 time_ns; // Since boot, time asleep included, as start_ns.
+	u64 start_ns; // With the pid, this is one process and no other.
+	u64 lost;
+	u64 cpu_ns;
+	u64 peak_pages;
+	u32 pid;
+	u32 ppid;
+	u32 forker; // Who made it: its parent, or that one's child (CLONE_PARENT).
+	u32 session;
+	u32 uid, euid, gid, egid;
+	u32 login_uid;
+	u32 pid_ns, mnt_ns, net_ns, user_ns, uts_ns, ipc_ns, cgroup_ns;
+	u32 status; // As wait(2) has it.
+	u32 argv_bytes, exe_bytes, cwd_bytes; // In this order from `data` on.
+	char name[16];
+	// A path's parts, the last one first, each ended by a zero.
+	char data[ARGV_BYTES + 2 * PATH_BYTES];
+};
+#define HEAD_BYTES __builtin_offsetof(struct event, data)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 16 << 20); // Set when loaded.
+} events SEC(".maps");
+
+// One place for each kind: a program may interrupt another, but not itself.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, KINDS);
+	__type(key, u32);
+	__type(value, struct event);
+} places SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} lost SEC(".maps");
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+static __always_inline struct event *place_for(u32 kind)
+{
+	return bpf_map_lookup_elem(&places, &kind);
+}
+
+static __always_inline void send(struct event *event, u64 bytes)
+{
+	u32 zero = 0;
+	u64 *count = bpf_map_lookup_elem(&lost, &zero);
+	if (!count)
+		return;
+	event->lost = *count;
+	if (bpf_ringbuf_output(&events, event, bytes, 0))
+		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline struct event *about(struct task_struct *task, u32 kind)
+{
+	struct event *event = place_for(kind);
+	if (!event)
+		return 0;
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	const struct cred *cred = BPF_CORE_READ(task, cred);
+	struct nsproxy *namespaces = BPF_CORE_READ(task, nsproxy);
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	struct upid innermost = {};
+
+	event->kind = kind;
+	event->flags = 0;
+	event->time_ns = bpf_ktime_get_boot_ns();
+	event->start_ns = BPF_CORE_READ(leader, start_boottime);
+	event->cpu_ns = 0;
+	event->peak_pages = 0;
+	event->pid = BPF_CORE_READ(task, tgid);
+	event->ppid = BPF_CORE_READ(leader, real_parent, tgid);
+	event->forker = event->ppid;
+	event->session = BPF_CORE_READ(task, signal, pids[PIDTYPE_SID], numbers[0].nr);
+	event->uid = BPF_CORE_READ(cred, uid.val);
+	event->euid = BPF_CORE_READ(cred, euid.val);
+	event->gid = BPF_CORE_READ(cred, gid.val);
+	event->egid = BPF_CORE_READ(cred, egid.val);
+	event->login_uid = -1;
+	if (bpf_core_field_exists(task->loginuid))
+		event->login_uid = BPF_CORE_READ(task, loginuid.val);
+	u32 level = BPF_CORE_READ(pid, level);
+	// The kernel's own limit is 32.
+	if (level < 32)
+		bpf_core_read(&innermost, sizeof(innermost), &pid->numbers[level]);
+	struct pid_namespace *pid_namespace = innermost.ns;
+	event->pid_ns = BPF_CORE_READ(pid_namespace, ns.inum);
+	event->mnt_ns = BPF_CORE_READ(namespaces, mnt_ns, ns.inum);
+	event->net_ns = BPF_CORE_READ(namespaces, net_ns, ns.inum);
+	event->user_ns = BPF_CORE_READ(cred, user_ns, ns.inum);
+	event->uts_ns = BPF_CORE_READ(namespaces, uts_ns, ns.inum);
+	event->ipc_ns = BPF_CORE_READ(namespaces, ipc_ns, ns.inum);
+	event->cgroup_ns = BPF_CORE_READ(namespaces, cgroup_ns, ns.inum);
+	event->status = 0;
+	event->argv_bytes = 0;
+	event->exe_bytes = 0;
+	event->cwd_bytes = 0;
+	BPF_CORE_READ_INTO(&event->name, task, comm);
+	return event;
+}
+
+struct walk {
+	struct dentry *entry;
+	struct mount *mount;
+	u32 from;
+	u32 at;
+	bool whole;
+};
+
+// Takes one step towards the root, through mount points.
+static long step(u32 index, void *context)
+{
+	struct walk *walk = context;
+	struct dentry *entry = walk->entry;
+	struct mount *mount = walk->mount;
+	struct dentry *parent = BPF_CORE_READ(entry, d_parent);
+
+	if (entry == BPF_CORE_READ(mount, mnt.mnt_root)) {
+		struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+		if (above == mount) {
+			walk->whole = 1;
+			return 1;
+		}
+		walk->entry = BPF_CORE_READ(mount, mnt_mountpoint);
+		walk->mount = above;
+		return 0;
+	}
+	// The name of a file that is on no mount one could walk to, such as that of a memfd, is all
+	// there is of its path.
+	struct event *event = place_for(EXEC);
+	u32 at = walk->at;
+	if (!event || at - walk->from > PATH_BYTES - NAME_BYTES ||
+	    at > sizeof(event->data) - NAME_BYTES)
+		return 1;
+	long bytes = bpf_probe_read_kernel_str(event->data + at, NAME_BYTES,
+					       BPF_CORE_READ(entry, d_name.name));
+	if (bytes <= 0)
+		return 1;
+	walk->at = at + bytes;
+	if (entry == parent) {
+		walk->whole = 1;
+		return 1;
+	}
+	walk->entry = parent;
+	return 0;
+}
+
+// Writes a path's parts behind `from` and says where they end.
+static __always_inline u32 write_path(struct event *event, const struct path *path, u32 from, u32 cut)
+{
+	struct vfsmount *mount = BPF_CORE_READ(path, mnt);
+	struct walk walk = {
+		.entry = BPF_CORE_READ(path, dentry),
+		.mount = (void *)mount - bpf_core_field_offset(struct mount, mnt),
+		.from = from,
+		.at = from,
+	};
+	bpf_loop(PARTS_MAX, step, &walk, 0);
+	if (!walk.whole)
+		event->flags |= cut;
+	return walk.at;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	// Threads are not processes.
+	if (BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
+		return 0;
+	struct event *event = about(child, FORK);
+	if (!event)
+		return 0;
+	event->forker = BPF_CORE_READ(parent, tgid);
+	// A control group is inherited, unless another is asked for (CLONE_INTO_CGROUP).
+	if (BPF_CORE_READ(child, cgroups) != BPF_CORE_READ(parent, cgroups))
+		event->flags |= OTHER_GROUP;
+	send(event, HEAD_BYTES);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *program)
+{
+	struct event *event = about(task, EXEC);
+	if (!event)
+		return 0;
+	struct mm_struct *memory = BPF_CORE_READ(task, mm);
+	u64 start = BPF_CORE_READ(memory, arg_start);
+	u64 bytes = BPF_CORE_READ(memory, arg_end) - start;
+	if (bytes > ARGV_BYTES) {
+		bytes = ARGV_BYTES;
+		event->flags |= ARGV_CUT;
+	}
+	if (bpf_probe_read_user(event->data, bytes, (void *)start)) {
+		bytes = 0;
+		event->flags |= ARGV_UNREADABLE;
+	}
+	event->argv_bytes = bytes;
+
+	u32 end = bytes;
+	struct file *file = BPF_CORE_READ(memory, exe_file);
+	if (BPF_CORE_READ(file, f_path.dentry, d_inode, i_nlink) == 0)
+		event->flags |= EXE_DELETED;
+	u32 exe_end = write_path(event, &file->f_path, end, EXE_CUT);
+	event->exe_bytes = exe_end - end;
+	u32 cwd_end = write_path(event, &BPF_CORE_READ(task, fs)->pwd, exe_end, CWD_CUT);
+	event->cwd_bytes = cwd_end - exe_end;
+	u64 size = HEAD_BYTES + cwd_end;
+	if (size > sizeof(*event))
+		size = sizeof(*event);
+	send(event, size);
+	return 0;
+}
+
+SEC("tp_btf/task_rename")
+int BPF_PROG(on_rename, struct task_struct *task, const char *name)
+{
+	// A process has the name of its first thread.
+	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid))
+		return 0;
+	struct event *event = about(task, RENAME);
+	if (!event)
+		return 0;
+	bpf_probe_read_kernel_str(event->name, sizeof(event->name), name);
+	send(event, HEAD_BYTES);
+	return 0;
+}
+
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(on_move, struct cgroup *to, const char *path, struct task_struct *task)
+{
+	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid))
+		return 0;
+	struct event *event = about(task, MOVE);
+	if (!event)
+		return 0;
+	send(event, HEAD_BYTES);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task)
+{
+	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	// The last thread ends the process. Two that end at once may both think so.
+	if (BPF_CORE_READ(signal, live.counter) != 0)
+		return 0;
+	struct event *event = about(task, EXIT);
+	if (!event)
+		return 0;
+	u32 status = BPF_CORE_READ(signal, group_exit_code);
+	event->status = status ? status : BPF_CORE_READ(task, exit_code);
+	// Of the threads that ended before, and of this last one.
+	event->cpu_ns = BPF_CORE_READ(signal, sum_sched_runtime) +
+			BPF_CORE_READ(task, se.sum_exec_runtime);
+	event->peak_pages = BPF_CORE_READ(signal, maxrss);
+	send(event, HEAD_BYTES);
+	return 0;
+}

@@ -1,0 +1,196 @@
+//! From what the kernel tells, one thing after another, to events.
+
+use std::collections::{HashMap, VecDeque};
+
+use daemoneye_lib::models::event::Event;
+use daemoneye_lib::models::process::{Exit, KeyPrecision, ProcessEventKind};
+
+use super::{CENTI_NS, Ended, Entry, Look, Past, Tracker, was_there};
+use crate::source::{Facts, Happening, Happenings, What};
+
+/// One life of one pid: no other began in the same nanosecond.
+type Life = (u32, u64);
+
+impl Tracker {
+    /// A program that runs within the batch in which its process began is part of the start.
+    pub(super) fn happened(&mut self, seen: Happenings) -> Vec<Event> {
+        let Happenings { source, boot_id, wall_offset_ns, happenings } = seen;
+        let mut programs: HashMap<Life, VecDeque<usize>> = HashMap::new();
+        for (index, happening) in happenings.iter().enumerate() {
+            if matches!(happening.what, What::Executed(_)) {
+                programs.entry(happening.life()).or_default().push_back(index);
+            }
+        }
+        let mut events = Vec::with_capacity(happenings.len());
+        let mut happenings: Vec<_> = happenings.into_iter().map(Some).collect();
+        for index in 0..happenings.len() {
+            let Some(happening) = happenings[index].take() else { continue };
+            let life = happening.life();
+            let look = Look {
+                boot_id,
+                precision: KeyPrecision::Nanosecond,
+                source,
+                time_ns: wall_offset_ns.saturating_add_unsigned(happening.at_ns),
+                uptime_ns: happening.at_ns,
+                is_inferred: false,
+            };
+            events.extend(self.make_way(life, look));
+            let to_come = programs.get_mut(&life);
+            match happening.what {
+                What::Forked { .. } if self.is_told(life) => {}
+                What::Forked { forker, inherits_group, facts } => {
+                    let mut facts = self.inherited(forker, inherits_group, *facts);
+                    let program = to_come.and_then(VecDeque::pop_front);
+                    let program = program.and_then(|at| happenings[at].take());
+                    if let Some(What::Executed(program)) = program.map(|program| program.what) {
+                        facts = in_group_of(*program, facts);
+                    }
+                    events.push(self.begin(life, &facts, look));
+                }
+                What::Executed(facts) => {
+                    to_come.map(VecDeque::pop_front);
+                    events.extend(self.meet(life, &facts, look));
+                    events.extend(self.change(life, look, |known| in_group_of(*facts, known)));
+                }
+                // Whoever runs a program is renamed first, and then tells everything.
+                What::Renamed(_) if to_come.is_some_and(|to_come| !to_come.is_empty()) => {}
+                What::Renamed(name) => {
+                    events.extend(
+                        self.change(life, look, |known| Facts { name: Some(name), ..known }),
+                    );
+                }
+                What::Moved { cgroup, container_id } => {
+                    let moved = |known| Facts { cgroup: Some(cgroup), container_id, ..known };
+                    events.extend(self.change(life, look, moved));
+                }
+                What::Exited(exit, facts) => {
+                    events.extend(self.meet(life, &facts, look));
+                    events.extend(self.end(life, exit, look));
+                }
+            }
+            if let Past::ThisRun { uptime_ns, .. } = &mut self.past {
+                *uptime_ns = look.uptime_ns.max(*uptime_ns);
+            }
+        }
+        events
+    }
+
+    /// Ends an earlier life of the pid, whose end was not told.
+    fn make_way(&mut self, (pid, start_ns): Life, look: Look) -> Option<Event> {
+        let other = self.processes.get(&pid).filter(|entry| !entry.is((pid, start_ns), look))?;
+        if other.is_later_than(start_ns, look) {
+            return None;
+        }
+        let other = self.processes.remove(&pid)?;
+        self.ended.remember(other.ended(None));
+        (!other.is_over).then(|| other.stop(Exit::default(), Look { is_inferred: true, ..look }))
+    }
+
+    /// Whether its beginning was told, and perhaps its end.
+    fn is_told(&self, (pid, start_ns): Life) -> bool {
+        self.processes.contains_key(&pid)
+            || self.ended.lives.get(&pid).is_some_and(|ended| ended.start_ns == Some(start_ns))
+    }
+
+    /// The start of a process of which nobody has heard; there may have been no room to tell.
+    fn meet(&mut self, life: Life, facts: &Facts, look: Look) -> Option<Event> {
+        let (pid, start_ns) = life;
+        let has_ended = self.ended.lives.get(&pid).is_some_and(|ended| {
+            let start_centis = start_ns / CENTI_NS;
+            let key = ended.key;
+            (key.boot_id, key.start_centis) == (look.boot_id, start_centis)
+                && ended.start_ns.is_none_or(|known| known == start_ns)
+        });
+        if self.processes.contains_key(&pid) || has_ended {
+            return None;
+        }
+        let mut event = self.begin(life, facts, look);
+        let existing = was_there(self.past, start_ns / CENTI_NS, look);
+        if let (Event::Process(start), Some(entry)) = (&mut event, self.processes.get_mut(&pid)) {
+            start.kind = ProcessEventKind::Start { existing };
+            start.inferred = !existing;
+            entry.start.clone_from(start);
+        }
+        Some(event)
+    }
+
+    fn begin(&mut self, (pid, start_ns): Life, facts: &Facts, look: Look) -> Event {
+        let start = self.start(pid, start_ns / CENTI_NS, Some(facts), false, look);
+        let entry =
+            Entry { start, start_ns: Some(start_ns), told_ns: look.uptime_ns, is_over: false };
+        let key = entry.start.key;
+        self.processes.insert(pid, entry);
+        let parent_key = self.parent_key(pid);
+        let entry = self.processes.get_mut(&pid).filter(|entry| entry.start.key == key);
+        let start = &mut entry.expect("it was just put there").start;
+        start.parent_key = parent_key;
+        start.clone().into()
+    }
+
+    /// What a process has from the one that made it, until it runs a program of its own.
+    fn inherited(&self, forker: u32, inherits_group: bool, facts: Facts) -> Facts {
+        let Some(forker) = self.processes.get(&forker).map(Entry::facts) else { return facts };
+        let Facts { exe, exe_deleted, argv, cwd, completeness, .. } = forker.clone();
+        let facts = Facts { exe, exe_deleted, argv, cwd, completeness, ..facts };
+        if inherits_group { in_group_of(facts, forker) } else { facts }
+    }
+
+    fn change(
+        &mut self,
+        life: Life,
+        look: Look,
+        new: impl FnOnce(Facts) -> Facts,
+    ) -> Option<Event> {
+        let entry = self.told(life, look)?;
+        let facts = new(entry.facts());
+        entry.change(&facts, look)
+    }
+
+    fn end(&mut self, life: Life, exit: Exit, look: Look) -> Option<Event> {
+        self.told(life, look)?;
+        let entry = self.processes.remove(&life.0)?;
+        self.ended.remember(entry.ended(Some(look.uptime_ns)));
+        (!entry.is_over).then(|| entry.stop(exit, look))
+    }
+
+    /// The process of which something is told.
+    fn told(&mut self, life: Life, look: Look) -> Option<&mut Entry> {
+        let entry = self.processes.get_mut(&life.0).filter(|entry| entry.is(life, look))?;
+        entry.start_ns = Some(life.1);
+        entry.told_ns = look.uptime_ns;
+        Some(entry)
+    }
+}
+
+/// Running a program leaves a process in its control group.
+fn in_group_of(facts: Facts, known: Facts) -> Facts {
+    Facts { cgroup: known.cgroup, container_id: known.container_id, ..facts }
+}
+
+impl Happening {
+    fn life(&self) -> Life {
+        (self.pid, self.start_ns)
+    }
+}
+
+impl Entry {
+    fn is(&self, (pid, start_ns): Life, look: Look) -> bool {
+        let key = self.start.key;
+        (key.boot_id, key.pid, key.start_centis) == (look.boot_id, pid, start_ns / CENTI_NS)
+            && self.start_ns.is_none_or(|known| known == start_ns)
+    }
+
+    /// Something told of an earlier life of the pid comes too late.
+    fn is_later_than(&self, start_ns: u64, look: Look) -> bool {
+        let key = self.start.key;
+        key.boot_id == look.boot_id
+            && match self.start_ns {
+                Some(known) => known > start_ns,
+                None => key.start_centis > start_ns / CENTI_NS,
+            }
+    }
+
+    pub(super) fn ended(&self, at_ns: Option<u64>) -> Ended {
+        Ended { key: self.start.key, start_ns: self.start_ns, at_ns }
+    }
+}

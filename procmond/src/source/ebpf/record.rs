@@ -1,0 +1,217 @@
+//! One record of the kernel's ring, as `bpf/capture.bpf.c` writes it.
+
+use daemoneye_lib::models::ByteString;
+use daemoneye_lib::models::process::{Completeness, Exit, Namespaces};
+use daemoneye_lib::redaction::RawArgv;
+
+use crate::source::{Facts, exit_of};
+
+const ARGV_CUT: u32 = 1;
+const ARGV_UNREADABLE: u32 = 2;
+const PATH_CUT: u32 = 4 | 8;
+const EXE_DELETED: u32 = 16;
+const OTHER_GROUP: u32 = 32;
+
+/// What happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    Fork,
+    Exec,
+    Exit,
+    Rename,
+    Move,
+}
+
+/// A record taken apart.
+#[derive(Clone, Copy)]
+pub(super) struct Record<'a> {
+    pub(super) kind: Kind,
+    flags: u32,
+    /// When it happened, in nanoseconds since boot.
+    pub(super) time_ns: u64,
+    /// When the process began.
+    pub(super) start_ns: u64,
+    /// How many records had found no room before this one.
+    pub(super) lost: u64,
+    cpu_ns: u64,
+    peak_pages: u64,
+    pub(super) pid: u32,
+    ppid: u32,
+    /// Who made it.
+    pub(super) forker: u32,
+    session: u32,
+    uid: u32,
+    euid: u32,
+    gid: u32,
+    egid: u32,
+    login_uid: u32,
+    namespaces: [u32; 7],
+    wait_status: i32,
+    name: &'a [u8],
+    argv: &'a [u8],
+    exe: &'a [u8],
+    cwd: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// `None` if the bytes are no record.
+    pub(super) fn read(mut bytes: &'a [u8]) -> Option<Self> {
+        let rest = &mut bytes;
+        let kind = match u32(rest)? {
+            1 => Kind::Fork,
+            2 => Kind::Exec,
+            3 => Kind::Exit,
+            4 => Kind::Rename,
+            5 => Kind::Move,
+            _ => return None,
+        };
+        let mut record = Self {
+            kind,
+            flags: u32(rest)?,
+            time_ns: u64(rest)?,
+            start_ns: u64(rest)?,
+            lost: u64(rest)?,
+            cpu_ns: u64(rest)?,
+            peak_pages: u64(rest)?,
+            pid: u32(rest)?,
+            ppid: u32(rest)?,
+            forker: u32(rest)?,
+            session: u32(rest)?,
+            uid: u32(rest)?,
+            euid: u32(rest)?,
+            gid: u32(rest)?,
+            egid: u32(rest)?,
+            login_uid: u32(rest)?,
+            namespaces: [0; 7],
+            wait_status: 0,
+            name: &[],
+            argv: &[],
+            exe: &[],
+            cwd: &[],
+        };
+        for namespace in &mut record.namespaces {
+            *namespace = u32(rest)?;
+        }
+        record.wait_status = u32(rest)?.cast_signed();
+        let lengths = [u32(rest)?, u32(rest)?, u32(rest)?];
+        let name = take(rest, 16)?;
+        record.name = name.split(|byte| *byte == 0).next()?;
+        let [argv, exe, cwd] = lengths.map(|length| take(rest, length as usize));
+        (record.argv, record.exe, record.cwd) = (argv?, exe?, cwd?);
+        Some(record)
+    }
+
+    /// Whether the process is not in its parent's control group.
+    pub(super) fn is_in_other_group(&self) -> bool {
+        self.flags & OTHER_GROUP != 0
+    }
+
+    pub(super) fn name(&self) -> ByteString {
+        ByteString::new(self.name)
+    }
+
+    /// What is known of the process, but for its control group.
+    pub(super) fn facts(&self) -> Facts {
+        let runs = self.kind == Kind::Exec;
+        let is_cut = self.flags & (ARGV_CUT | PATH_CUT) != 0;
+        let completeness = match self.flags {
+            flags if flags & ARGV_UNREADABLE != 0 => Completeness::EnrichedLate,
+            _ if is_cut => Completeness::Truncated,
+            _ => Completeness::Complete,
+        };
+        let argv = runs && self.flags & ARGV_UNREADABLE == 0;
+        let argv = argv.then(|| {
+            let cut = self.flags & ARGV_CUT != 0;
+            let raw = if cut { RawArgv::from_cut_cmdline } else { RawArgv::from_cmdline };
+            raw(self.argv.to_vec()).redact()
+        });
+        let [pid, mnt, net, user, uts, ipc, cgroup] =
+            self.namespaces.map(|number| (number != 0).then_some(u64::from(number)));
+        Facts {
+            ppid: Some(self.ppid),
+            name: Some(self.name()),
+            exe: runs.then(|| path(self.exe)),
+            exe_deleted: runs.then_some(self.flags & EXE_DELETED != 0),
+            argv,
+            cwd: runs.then(|| path(self.cwd)),
+            uid: Some(self.uid),
+            euid: Some(self.euid),
+            gid: Some(self.gid),
+            egid: Some(self.egid),
+            // -1 as an unsigned number says that nobody logged in.
+            login_uid: Some(self.login_uid).filter(|uid| *uid != u32::MAX),
+            session: Some(self.session),
+            cgroup: None,
+            container_id: None,
+            namespaces: Some(Namespaces { pid, mnt, net, user, uts, ipc, cgroup }),
+            completeness,
+        }
+    }
+
+    /// How the process ended.
+    pub(super) fn exit(&self, page_bytes: u64) -> Exit {
+        Exit {
+            run_time_ns: Some(self.time_ns.saturating_sub(self.start_ns)),
+            cpu_time_ns: Some(self.cpu_ns),
+            peak_memory_bytes: (self.peak_pages > 0)
+                .then(|| self.peak_pages.saturating_mul(page_bytes)),
+            ..exit_of(self.wait_status)
+        }
+    }
+}
+
+/// A path of which the parts were written from the last one to the first, each ended by a zero.
+fn path(parts: &[u8]) -> ByteString {
+    let parts = parts.strip_suffix(&[0]).unwrap_or(parts);
+    let mut path = Vec::with_capacity(parts.len() + 1);
+    for part in parts.rsplit(|byte| *byte == 0) {
+        path.push(b'/');
+        path.extend_from_slice(part);
+    }
+    ByteString::new(path)
+}
+
+fn u32(bytes: &mut &[u8]) -> Option<u32> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(u32::from_ne_bytes(*first))
+}
+
+fn u64(bytes: &mut &[u8]) -> Option<u64> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(u64::from_ne_bytes(*first))
+}
+
+fn take<'a>(bytes: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (first, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_put_together_from_its_last_part_on() {
+        assert_eq!(path(b"sh\0bin\0usr\0"), ByteString::from("/usr/bin/sh"));
+        assert_eq!(path(b"memfd:x\0"), ByteString::from("/memfd:x"));
+        assert_eq!(path(b""), ByteString::from("/"));
+    }
+
+    #[test]
+    fn whatever_is_cut_short_is_no_record() {
+        let mut bytes = vec![0; 152];
+        bytes[0] = 2;
+        bytes[124] = 3;
+        bytes.extend_from_slice(b"a\0b");
+        let record = Record::read(&bytes).unwrap();
+        assert_eq!((record.kind, record.argv), (Kind::Exec, &b"a\0b"[..]));
+        for length in 0..bytes.len() {
+            assert!(Record::read(&bytes[..length]).is_none(), "{length} bytes");
+        }
+        bytes[0] = 9;
+        assert!(Record::read(&bytes).is_none());
+    }
+}
