@@ -14,6 +14,7 @@ mod python_client;
 mod readme;
 mod reconciled;
 mod secrets_never_leave;
+mod short_lives;
 mod slow_live_subscriber;
 mod stuck_peers;
 mod torn_tail;
