@@ -52,7 +52,7 @@ impl Watch {
     }
 
     fn with(options: SourceOptions) -> Self {
-        let source = SourceChoice::Ebpf.start(options).unwrap();
+        let source = SourceChoice::Ebpf.start(options).expect("a source");
         let mut watch = Self { source, tracker: Tracker::new(), events: Vec::new() };
         // What is there is of no interest here.
         watch.until("what is there", |events| !events.is_empty());
@@ -101,9 +101,9 @@ fn processes(events: &[Event]) -> impl Iterator<Item = &ProcessEvent> {
 
 /// Runs a program to its end and gives its pid.
 fn run(command: &mut Command) -> u32 {
-    let mut child = command.spawn().unwrap();
+    let mut child = command.spawn().expect("a process");
     let pid = child.id();
-    child.wait().unwrap();
+    child.wait().expect("its end");
     pid
 }
 

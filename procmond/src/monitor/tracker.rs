@@ -36,7 +36,7 @@ const LOOK_CENTIS: u64 = 1000;
 const ENDED_MIN: usize = 4096;
 
 /// The process table.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Tracker {
     processes: HashMap<u32, Entry>,
     ended: EndedLives,
@@ -44,9 +44,10 @@ pub struct Tracker {
 }
 
 /// What is known of the time before the next observation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 enum Past {
     /// Nothing: processes that are there were there before.
+    #[default]
     Unknown,
     /// What an earlier run left, and the moment up to which it saw.
     EarlierRun { boot_id: Uuid, uptime_ns: u64 },
@@ -100,7 +101,7 @@ impl Tracker {
     /// A table that knows nothing: the first observation gives starts marked `existing`.
     #[must_use]
     pub fn new() -> Self {
-        Self { processes: HashMap::new(), ended: EndedLives::default(), past: Past::Unknown }
+        Self::default()
     }
 
     /// A table as an earlier run left it.

@@ -202,9 +202,9 @@ mod tests {
 
     #[test]
     fn whatever_is_cut_short_is_no_record() {
-        let mut bytes = vec![0; 152];
+        let mut bytes = vec![0; 144];
         bytes[0] = 2;
-        bytes[124] = 3;
+        bytes[116] = 3;
         bytes.extend_from_slice(b"a\0b");
         let record = Record::read(&bytes).unwrap();
         assert_eq!((record.kind, record.argv), (Kind::Exec, &b"a\0b"[..]));

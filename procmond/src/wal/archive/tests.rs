@@ -325,9 +325,13 @@ fn a_damaged_archive_does_not_count_as_one() {
             bad[at] ^= 0x40;
             fs::write(&first, &bad).unwrap();
             let second = archive_at(&OsStorage, &path, 1, upto, &options, later).unwrap();
-            assert_ne!(first, second, "{compression:?}: byte {at}");
             assert_eq!(read(&second), ((1..=upto.0).collect(), upto));
-            fs::remove_file(second).unwrap();
+            // Some bits of a packed file mean nothing.
+            let may_count = compression != Compression::None;
+            assert!(first != second || may_count, "{compression:?}: byte {at}");
+            if first != second {
+                fs::remove_file(second).unwrap();
+            }
         }
         fs::write(&first, &good[..good.len() - 1]).unwrap();
         let second = archive_at(&OsStorage, &path, 1, upto, &options, later).unwrap();
