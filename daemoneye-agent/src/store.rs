@@ -7,8 +7,8 @@
 //! missing here:
 //!
 //! ```text
-//!  Delivery ──► queue ──► writer thread: BEGIN; rows; committed; COMMIT (fsync) ──► bus commit
-//!                              │ disk full, locked: the same deliveries again, in order, later
+//!  Delivery ──► queue ──► decoding thread: rows ──► writer thread: BEGIN; rows; committed; COMMIT ──► bus commit
+//!                              disk full, locked: the same deliveries again, in order, later
 //! ```
 //!
 //! Sequences that will never come (the log and the broker no longer have them) become a row of
@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use self::query::{EventFilter, EventReader, StoredEvent};
+use self::row::Decoded;
 use self::writer::Writer;
 
 /// Why the store cannot be used. What goes wrong while it runs is retried and logged instead.
@@ -165,11 +166,13 @@ pub struct StoreCommit {
     pub committed: Committed,
 }
 
-/// What the writer thread is asked to do.
+/// What the store is asked to do.
 #[derive(Debug)]
 enum Work {
-    /// A change of the database.
-    Write(Write),
+    /// Store what the bus delivered.
+    Events(Delivery),
+    /// Note whose log a stream is.
+    Collector { stream: StreamId, collector: String },
     /// Take nothing more, finish what is queued.
     Close,
 }
@@ -177,9 +180,7 @@ enum Work {
 /// A change of the database.
 #[derive(Clone, Debug)]
 enum Write {
-    /// Store what the bus delivered.
-    Events(Delivery),
-    /// Note whose log a stream is.
+    Events(Decoded),
     Collector { stream: StreamId, collector: String },
 }
 
@@ -210,10 +211,7 @@ impl StoreHandle {
     /// # Errors
     /// When the store is closed.
     pub async fn registered(&self, stream: StreamId, collector: String) -> Result<(), StoreClosed> {
-        self.queue
-            .send(Work::Write(Write::Collector { stream, collector }))
-            .await
-            .map_err(|_| StoreClosed)
+        self.queue.send(Work::Collector { stream, collector }).await.map_err(|_| StoreClosed)
     }
 
     /// How far each stream is stored now.
@@ -236,7 +234,7 @@ pub struct StoreSlot<'a>(mpsc::Permit<'a, Work>);
 impl StoreSlot<'_> {
     /// Queues the delivery; its commit comes out of [`Store::committed`].
     pub fn store(self, delivery: Delivery) {
-        self.0.send(Work::Write(Write::Events(delivery)));
+        self.0.send(Work::Events(delivery));
     }
 }
 

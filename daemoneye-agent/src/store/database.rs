@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use daemoneye_eventbus::{Delivery, Entry};
 use daemoneye_lib::stream::{Epoch, Sequence, StreamId, wall_clock_ns};
 use daemoneye_lib::topics;
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
+use rusqlite::{CachedStatement, Connection, ErrorCode, Transaction, TransactionBehavior, params};
 
-use super::row::Row;
+use super::row::{Decoded, Row};
 use super::{StoreCommit, StoreError, StoreFigures, StreamFigures, Write, schema};
 
 const INSERT_EVENT: &str = "\
@@ -79,6 +79,12 @@ struct Staged {
     notices: Vec<Notice>,
 }
 
+/// The statement for one delivery's rows, and what is the same in all of them.
+struct Insert<'a> {
+    statement: CachedStatement<'a>,
+    stream: String,
+}
+
 impl Database {
     /// Opens or makes the database and reads how far each stream is stored.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
@@ -138,8 +144,8 @@ impl Database {
                 self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             for write in writes {
                 match write {
-                    Write::Events(delivery) => {
-                        staged.deliver(&transaction, &self.streams, delivery)?;
+                    Write::Events(decoded) => {
+                        staged.deliver(&transaction, &self.streams, decoded)?;
                     }
                     Write::Collector { stream, collector } => {
                         staged.register(&self.streams, *stream, collector);
@@ -196,8 +202,9 @@ impl Staged {
         &mut self,
         transaction: &Transaction<'_>,
         known: &HashMap<StreamId, StreamFigures>,
-        delivery: &Delivery,
+        decoded: &Decoded,
     ) -> rusqlite::Result<()> {
+        let delivery = &decoded.delivery;
         let mut stream = self
             .streams
             .remove(&delivery.stream)
@@ -214,7 +221,7 @@ impl Staged {
                 });
             }
             None => {
-                self.insert(transaction, &mut stream, delivery)?;
+                self.insert(transaction, &mut stream, decoded)?;
                 if !self.delivered.contains(&stream.stream) {
                     self.delivered.push(stream.stream);
                 }
@@ -232,24 +239,27 @@ impl Staged {
         &mut self,
         transaction: &Transaction<'_>,
         stream: &mut StreamFigures,
-        delivery: &Delivery,
+        Decoded { delivery, rows }: &Decoded,
     ) -> rusqlite::Result<()> {
+        let mut insert = Insert {
+            statement: transaction.prepare_cached(INSERT_EVENT)?,
+            stream: stream.stream.to_string(),
+        };
         if delivery.after > stream.committed {
-            self.record_gap(transaction, stream, delivery)?;
+            self.record_gap(&mut insert, stream, delivery)?;
         }
         let mut undecodable: Option<(Sequence, u64)> = None;
-        for entry in &delivery.entries {
+        for (entry, row) in delivery.entries.iter().zip(rows) {
             if entry.sequence <= stream.committed {
                 self.totals.duplicates += 1;
                 continue;
             }
-            let row = Row::from_payload(&entry.payload);
             if !row.decoded {
                 stream.undecodable += 1;
                 undecodable.get_or_insert((entry.sequence, 0)).1 += 1;
             }
             let topic = entry.topic.as_str();
-            self.insert_row(transaction, stream, entry.sequence, topic, entry.timestamp_ns, &row)?;
+            self.insert_row(&mut insert, stream, entry.sequence, topic, entry.timestamp_ns, row)?;
         }
         if let Some((sequence, count)) = undecodable {
             self.notices.push(Notice::Undecodable { stream: stream.stream, sequence, count });
@@ -263,14 +273,14 @@ impl Staged {
 
     fn record_gap(
         &mut self,
-        transaction: &Transaction<'_>,
+        insert: &mut Insert<'_>,
         stream: &mut StreamFigures,
         delivery: &Delivery,
     ) -> rusqlite::Result<()> {
         let (first, last) = (stream.committed.next(), delivery.after);
         let now = wall_clock_ns();
         let row = Row::permanent_gap(first, last, now);
-        self.insert_row(transaction, stream, last, topics::PROCESS_GAP, now, &row)?;
+        self.insert_row(insert, stream, last, topics::PROCESS_GAP, now, &row)?;
         stream.gaps += 1;
         stream.missing += last.since(stream.committed);
         stream.committed = last;
@@ -280,15 +290,15 @@ impl Staged {
 
     fn insert_row(
         &mut self,
-        transaction: &Transaction<'_>,
+        insert: &mut Insert<'_>,
         stream: &mut StreamFigures,
         sequence: Sequence,
         topic: &str,
         time_ns: i64,
         row: &Row,
     ) -> rusqlite::Result<()> {
-        let inserted = transaction.prepare_cached(INSERT_EVENT)?.execute(params![
-            stream.stream.to_string(),
+        let inserted = insert.statement.execute(params![
+            insert.stream,
             sequence.0.cast_signed(),
             topic,
             time_ns,

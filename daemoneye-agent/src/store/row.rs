@@ -1,5 +1,6 @@
 //! An event as it stands in the table `events`.
 
+use daemoneye_eventbus::Delivery;
 use daemoneye_lib::display::{chain, hex};
 use daemoneye_lib::models::event::Event;
 use daemoneye_lib::models::gap::{GapEvent, GapReason};
@@ -10,7 +11,7 @@ use daemoneye_lib::stream::Sequence;
 ///
 /// Text columns are for people: what a terminal could act upon is escaped in them. The exact
 /// bytes are in `event`.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) pid: Option<u32>,
     pub(super) ppid: Option<u32>,
@@ -23,6 +24,22 @@ pub(super) struct Row {
     pub(super) event: String,
     /// Whether the payload could be read.
     pub(super) decoded: bool,
+}
+
+/// A delivery with the row of each of its entries, in order.
+#[derive(Clone, Debug)]
+pub(super) struct Decoded {
+    pub(super) delivery: Delivery,
+    pub(super) rows: Vec<Row>,
+}
+
+impl From<Delivery> for Decoded {
+    fn from(mut delivery: Delivery) -> Self {
+        // The payloads are let go of: they keep the buffer they were read into.
+        let rows = delivery.entries.iter_mut().map(|entry| std::mem::take(&mut entry.payload));
+        let rows = rows.map(|payload| Row::from_payload(&payload)).collect();
+        Self { delivery, rows }
+    }
 }
 
 impl Row {

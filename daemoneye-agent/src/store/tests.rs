@@ -70,7 +70,7 @@ fn delivery(stream: StreamId, epoch: Epoch, after: u64, through: u64) -> Deliver
 }
 
 fn events(delivery: Delivery) -> Write {
-    Write::Events(delivery)
+    Write::Events(delivery.into())
 }
 
 /// The (sequence, topic) of every stored row of a stream, in order.

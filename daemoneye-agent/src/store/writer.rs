@@ -1,5 +1,6 @@
-//! The thread that owns the database.
+//! The thread that owns the database, and the one that decodes for it.
 
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -9,10 +10,15 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::database::{Applied, Database, Notice};
+use super::row::Decoded;
 use super::{StoreCommit, StoreError, StoreFigures, Work, Write};
 
 /// How many deliveries may wait. Their bytes are bounded by the broker's credit.
 pub(super) const QUEUE: usize = 64;
+
+/// How many decoded deliveries may wait: enough to keep the writer busy, and rows of JSON take more
+/// memory than what they are made of.
+const DECODED: usize = 16;
 
 /// A transaction takes further deliveries while it holds fewer rows than this: enough to make one
 /// fsync cheap for each, few enough that a commit is never long in coming.
@@ -59,10 +65,10 @@ impl Closing {
     }
 }
 
-/// The running thread.
+/// The running threads.
 #[derive(Debug)]
 pub(super) struct Writer {
-    thread: JoinHandle<()>,
+    threads: [JoinHandle<()>; 2],
     closing: Arc<Closing>,
     queue: mpsc::Sender<Work>,
 }
@@ -75,15 +81,16 @@ impl Writer {
         let (queue, work) = mpsc::channel(QUEUE);
         let figures = SharedFigures(Arc::new(Mutex::new(database.figures())));
         let closing = Arc::new(Closing::default());
-        let thread = {
+        let (decoded, writes) = sync_channel(DECODED);
+        let writer = {
             let (figures, closing) = (figures.clone(), Arc::clone(&closing));
-            let body = move || Body { database, work, done, figures, closing }.run();
-            std::thread::Builder::new()
-                .name("event-store".to_owned())
-                .spawn(body)
-                .map_err(StoreError::Thread)?
+            let body = move || Body { database, writes, done, figures, closing }.run();
+            spawn("event-store", body)?
         };
-        Ok((Self { thread, closing, queue: queue.clone() }, queue, figures))
+        // Half of the work on an event is to read it; it needs no place in the queue for the disk.
+        let decoder = spawn("event-decoder", move || decode(work, &decoded))?;
+        let threads = [decoder, writer];
+        Ok((Self { threads, closing, queue: queue.clone() }, queue, figures))
     }
 
     /// Lets the thread finish what is queued, but not try beyond `patience`.
@@ -93,17 +100,41 @@ impl Writer {
         self.closing.changed.notify_all();
         // Fails when the thread has ended, which is as good.
         let _ = self.queue.blocking_send(Work::Close);
-        if self.thread.join().is_err() {
-            error!(
-                "the event store's thread ended in a panic; what it had not committed comes again"
-            );
+        for thread in self.threads {
+            if thread.join().is_err() {
+                error!(
+                    "a thread of the event store ended in a panic; what was not committed comes again"
+                );
+            }
+        }
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(StoreError::Thread)
+}
+
+/// Reads payloads until the queue is closed and empty, or the writer has ended.
+fn decode(mut work: mpsc::Receiver<Work>, decoded: &SyncSender<Write>) {
+    while let Some(next) = work.blocking_recv() {
+        let write = match next {
+            Work::Events(delivery) => Write::Events(Decoded::from(delivery)),
+            Work::Collector { stream, collector } => Write::Collector { stream, collector },
+            // What is queued already still comes out; then the queue ends.
+            Work::Close => {
+                work.close();
+                continue;
+            }
+        };
+        if decoded.send(write).is_err() {
+            return;
         }
     }
 }
 
 struct Body {
     database: Database,
-    work: mpsc::Receiver<Work>,
+    writes: Receiver<Write>,
     done: mpsc::Sender<StoreCommit>,
     figures: SharedFigures,
     closing: Arc<Closing>,
@@ -112,15 +143,12 @@ struct Body {
 impl Body {
     fn run(mut self) {
         let mut writes = Vec::new();
-        while let Some(first) = self.work.blocking_recv() {
-            self.take(first, &mut writes);
+        while let Ok(first) = self.writes.recv() {
+            writes.push(first);
             while rows(&writes) < ROWS_PER_TRANSACTION
-                && let Ok(next) = self.work.try_recv()
+                && let Ok(next) = self.writes.try_recv()
             {
-                self.take(next, &mut writes);
-            }
-            if writes.is_empty() {
-                continue;
+                writes.push(next);
             }
             let Some(applied) = self.apply(&writes) else {
                 warn!(
@@ -134,14 +162,6 @@ impl Body {
                 // Nobody listens while closing; the position is on the disk all the same.
                 let _ = self.done.blocking_send(commit);
             }
-        }
-    }
-
-    fn take(&mut self, work: Work, writes: &mut Vec<Write>) {
-        match work {
-            Work::Write(write) => writes.push(write),
-            // What is queued already still comes out; then the queue ends.
-            Work::Close => self.work.close(),
         }
     }
 
@@ -200,7 +220,7 @@ fn rows(writes: &[Write]) -> usize {
     writes
         .iter()
         .map(|write| match write {
-            Write::Events(delivery) => delivery.entries.len() + 1,
+            Write::Events(decoded) => decoded.rows.len() + 1,
             Write::Collector { .. } => 1,
         })
         .sum()
