@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use daemoneye_eventbus::{ConnectError, RequestError, SubscribeError};
+use daemoneye_eventbus::{ClientOptions, ConnectError, RequestError, Role, SubscribeError};
 use daemoneye_lib::display::chain;
 use daemoneye_lib::paths::{BROKER_SOCKET_FILE, BROKER_SOCKET_VARIABLE, default_state_dir};
 
@@ -15,15 +15,38 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct SocketArg {
+pub(crate) struct BusArgs {
     /// The broker's socket [default: $DAEMONEYE_BROKER_SOCKET, else where daemoneye-agent has it:
     /// broker.sock in /var/lib/daemoneye for root, else in ~/.local/state/daemoneye]
     #[arg(long, global = true, value_name = "P", value_hint = clap::ValueHint::FilePath)]
     socket: Option<PathBuf>,
+    /// Trust a socket and a broker of this user, instead of our own user's and root's; may be given
+    /// several times
+    #[arg(long, global = true, value_name = "UID")]
+    trust_uid: Vec<u32>,
 }
 
-impl SocketArg {
-    pub(crate) fn resolve(&self) -> Result<PathBuf, Failure> {
+/// Where the broker is, and whom to trust there.
+pub(crate) struct Bus {
+    pub(crate) socket: PathBuf,
+    trusted_uids: Option<Vec<u32>>,
+}
+
+impl Bus {
+    /// How a client of this name introduces itself.
+    pub(crate) fn client(&self, id: &str, role: Role) -> ClientOptions {
+        let trusted_uids = self.trusted_uids.clone();
+        ClientOptions { trusted_uids, ..ClientOptions::new(id, role) }
+    }
+}
+
+impl BusArgs {
+    pub(crate) fn resolve(&self) -> Result<Bus, Failure> {
+        let trusted_uids = (!self.trust_uid.is_empty()).then(|| self.trust_uid.clone());
+        Ok(Bus { socket: self.socket()?, trusted_uids })
+    }
+
+    fn socket(&self) -> Result<PathBuf, Failure> {
         let variable =
             |name: &str| std::env::var_os(name).filter(|value: &OsString| !value.is_empty());
         if let Some(socket) = &self.socket {

@@ -1,11 +1,9 @@
 //! `eventbus forget`: a durable consumer that does not come back.
 
-use std::path::Path;
-
 use clap::Args;
-use daemoneye_eventbus::{Client, ClientOptions, Role, TopicPattern};
+use daemoneye_eventbus::{Client, Role, TopicPattern};
 
-use crate::connect::name;
+use crate::connect::{Bus, name};
 use crate::failure::Failure;
 use crate::stat::look;
 use crate::terminal::say;
@@ -22,10 +20,10 @@ pub(crate) struct ForgetArgs {
 }
 
 /// Takes the consumer's place and has it forgotten.
-pub(crate) async fn forget(socket: &Path, args: &ForgetArgs) -> Result<(), Failure> {
+pub(crate) async fn forget(bus: &Bus, args: &ForgetArgs) -> Result<(), Failure> {
     let consumer = &args.consumer;
-    let options = ClientOptions::new("eventbus-forget", Role::Subscriber);
-    let client = Client::connect(socket, options).await?;
+    let options = bus.client("eventbus-forget", Role::Subscriber);
+    let client = Client::connect(&bus.socket, options).await?;
     let stats = look(&client).await?;
     // An answer that was cut short does not prove anything.
     if stats.left_out == 0 && !stats.consumers.iter().any(|known| known.name == *consumer) {

@@ -25,7 +25,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    socket: connect::SocketArg,
+    bus: connect::BusArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -65,7 +65,7 @@ fn perform(cli: Cli) -> Result<(), Failure> {
         clap_complete::generate(shell, &mut Cli::command(), "eventbus", &mut script);
         return io::Write::write_all(&mut io::stdout(), &script).map_err(Failure::output);
     }
-    let socket = cli.socket.resolve()?;
+    let bus = cli.bus.resolve()?;
     // One thread serves the connection, so that heartbeats go on while the other is held up by
     // whoever reads our output.
     let runtime = Builder::new_multi_thread()
@@ -75,11 +75,11 @@ fn perform(cli: Cli) -> Result<(), Failure> {
         .map_err(Failure::failed)?;
     let done = runtime.block_on(async {
         match &cli.command {
-            Command::Sub(args) => sub::sub(&socket, args).await,
-            Command::Pub(args) => publish::publish(&socket, args).await,
-            Command::Stat(args) => stat::stat(&socket, args).await,
-            Command::Forget(args) => forget::forget(&socket, args).await,
-            Command::Serve(args) => serve::serve(&socket, args).await,
+            Command::Sub(args) => sub::sub(&bus, args).await,
+            Command::Pub(args) => publish::publish(&bus, args).await,
+            Command::Stat(args) => stat::stat(&bus, args).await,
+            Command::Forget(args) => forget::forget(&bus, args).await,
+            Command::Serve(args) => serve::serve(&bus.socket, args).await,
             Command::Completions { .. } => Ok(()),
         }
     });

@@ -5,21 +5,18 @@ mod window;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use daemoneye_eventbus::{
-    Ack, AckLevel, Client, ClientOptions, Epoch, Position, Role, Sequence, StreamId, Topic,
-};
+use daemoneye_eventbus::{Ack, AckLevel, Client, Epoch, Position, Role, Sequence, StreamId, Topic};
 use daemoneye_lib::display::escape_json;
 use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use self::lines::{Line, Lines};
 use self::window::Window;
-use crate::connect::{name, seconds};
+use crate::connect::{Bus, name, seconds};
 use crate::failure::Failure;
 use crate::stop::Stop;
 
@@ -66,7 +63,7 @@ struct Published {
 }
 
 /// Publishes or sends, and prints what came of it.
-pub(crate) async fn publish(socket: &Path, args: &PubArgs) -> Result<(), Failure> {
+pub(crate) async fn publish(bus: &Bus, args: &PubArgs) -> Result<(), Failure> {
     let stop = Stop::listen()?;
     let is_event = args.topic.as_str().starts_with("events.");
     if is_event && args.request {
@@ -79,14 +76,14 @@ pub(crate) async fn publish(socket: &Path, args: &PubArgs) -> Result<(), Failure
     }
     let lines = Lines::new(&args.payloads)?;
     if is_event {
-        publish_events(socket, args, lines, stop).await
+        publish_events(bus, args, lines, stop).await
     } else {
-        send(socket, args, lines, stop).await
+        send(bus, args, lines, stop).await
     }
 }
 
 async fn publish_events(
-    socket: &Path,
+    bus: &Bus,
     args: &PubArgs,
     mut lines: Lines,
     mut stop: Stop,
@@ -94,8 +91,8 @@ async fn publish_events(
     let (stream, epoch) = (StreamId::random(), Epoch::first());
     let (first_unacknowledged, last) = (Sequence::FIRST, Sequence::NONE);
     let position = Position { stream, epoch, first_unacknowledged, last };
-    let options = ClientOptions::new(&args.id, Role::Collector);
-    let (client, publisher) = Client::connect_publisher(socket, options, position).await?;
+    let options = bus.client(&args.id, Role::Collector);
+    let (client, publisher) = Client::connect_publisher(&bus.socket, options, position).await?;
     let mut acks = publisher.acks();
     let mut window =
         Window::new(stream, epoch, publisher.credit_bytes(), publisher.frame_bytes_max());
@@ -198,18 +195,13 @@ impl PubArgs {
     }
 }
 
-async fn send(
-    socket: &Path,
-    args: &PubArgs,
-    mut lines: Lines,
-    mut stop: Stop,
-) -> Result<(), Failure> {
+async fn send(bus: &Bus, args: &PubArgs, mut lines: Lines, mut stop: Stop) -> Result<(), Failure> {
     let asks = matches!(
         args.topic.as_str(),
         daemoneye_lib::topics::HEALTH_STATUS | daemoneye_lib::topics::BROKER_STATS
     );
     let role = if asks { Role::Subscriber } else { Role::Collector };
-    let client = Client::connect(socket, ClientOptions::new(&args.id, role)).await?;
+    let client = Client::connect(&bus.socket, bus.client(&args.id, role)).await?;
     let mut sent = 0;
     loop {
         let line = tokio::select! {

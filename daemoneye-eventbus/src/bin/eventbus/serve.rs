@@ -17,12 +17,16 @@ use crate::terminal::say;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The broker keeps no files: what is not committed by every durable consumer stays with its publisher. \
-It lets in its own user and root. RUST_LOG says what is logged to standard error; warn by default.")]
+RUST_LOG says what is logged to standard error; warn by default.")]
 pub(crate) struct ServeArgs {
     /// Let no publisher in before the durable consumer of this name is there; may be given several
     /// times
     #[arg(long, value_name = "NAME", value_parser = name)]
     require: Vec<String>,
+    /// Let this user in, beside our own and root; may be given several times. The socket's directory
+    /// must let them pass, and then every client says --trust-uid with our number
+    #[arg(long, value_name = "UID")]
+    allow_uid: Vec<u32>,
     /// How long peers may take to read what is left for them when the broker ends
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     drain: Duration,
@@ -99,7 +103,10 @@ fn pause(text: &str) -> Result<Seconds, String> {
 pub(crate) async fn serve(socket: &Path, args: &ServeArgs) -> Result<(), Failure> {
     log_to_stderr()?;
     let mut stop = Stop::listen()?;
+    let mut allowed_uids = defaults().allowed_uids;
+    allowed_uids.extend_from_slice(&args.allow_uid);
     let options = BrokerOptions {
+        allowed_uids,
         required_consumers: args.require.clone(),
         credit_bytes: args.credit_bytes,
         in_flight_bytes: args.in_flight_bytes,
@@ -113,7 +120,7 @@ pub(crate) async fn serve(socket: &Path, args: &ServeArgs) -> Result<(), Failure
         request_rate: args.request_rate,
         request_burst: args.request_burst,
         control_bytes_max: args.control_bytes_max,
-        ..BrokerOptions::new(socket)
+        socket: socket.to_owned(),
     };
     let broker = Broker::bind(options).await.map_err(Failure::failed)?;
     let shown = escape(socket.as_os_str().as_encoded_bytes()).to_string();

@@ -5,7 +5,6 @@ mod rates;
 mod table;
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -15,7 +14,7 @@ use tokio::time::sleep;
 use self::eye::Eye;
 pub(crate) use self::eye::look;
 use self::rates::Looks;
-use crate::connect::seconds;
+use crate::connect::{Bus, seconds};
 use crate::failure::Failure;
 use crate::stop::Stop;
 use crate::terminal::{Terminal, say};
@@ -46,9 +45,9 @@ fn pause(text: &str) -> Result<Duration, String> {
 }
 
 /// Looks and prints.
-pub(crate) async fn stat(socket: &Path, args: &StatArgs) -> Result<(), Failure> {
+pub(crate) async fn stat(bus: &Bus, args: &StatArgs) -> Result<(), Failure> {
     let mut stop = Stop::listen_and_end()?;
-    let mut eye = Eye::new(socket, "eventbus-stat");
+    let mut eye = Eye::new(bus, "eventbus-stat");
     let mut looks = Looks::new(eye.look().await?);
     let Some(every) = args.watch else {
         if !args.over.is_zero() {

@@ -4,7 +4,6 @@ mod line;
 mod source;
 
 use std::io::{self, BufWriter};
-use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use self::line::{Form, Printer};
 use self::source::{Ended, Source};
-use crate::connect::{Pauses, name, seconds};
+use crate::connect::{Bus, Pauses, name, seconds};
 use crate::failure::Failure;
 use crate::stop::Stop;
 use crate::terminal::{Terminal, say};
@@ -80,12 +79,12 @@ enum Done {
 }
 
 /// Prints until there is a reason to end.
-pub(crate) async fn sub(socket: &Path, args: &SubArgs) -> Result<(), Failure> {
+pub(crate) async fn sub(bus: &Bus, args: &SubArgs) -> Result<(), Failure> {
     let mut stop = Stop::listen_and_end()?;
     let deadline = Instant::now() + args.timeout.unwrap_or(FOR_EVER);
     let form = if args.json { Form::Json } else { Form::Lines(Terminal::stdout()) };
     let mut printer = Printer::new(BufWriter::new(io::stdout()), form, args.count);
-    let mut source = Source::new(socket, args);
+    let mut source = Source::new(bus, args);
     let mut connecting = Box::pin(source.connect());
     let connected = tokio::select! {
         connected = timeout_at(deadline, &mut connecting) => connected,

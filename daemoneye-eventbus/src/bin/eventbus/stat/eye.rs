@@ -1,12 +1,12 @@
 //! A connection to look through.
 
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use daemoneye_eventbus::{BrokerStats, Client, ClientOptions, RequestError, Role, Topic};
+use daemoneye_eventbus::{BrokerStats, Client, RequestError, Role, Topic};
 use daemoneye_lib::topics::BROKER_STATS;
 
+use crate::connect::Bus;
 use crate::failure::Failure;
 
 /// How long the broker may take to answer.
@@ -14,22 +14,22 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// See the module. The connection is made anew when it has ended.
 pub(super) struct Eye<'a> {
-    socket: &'a Path,
+    bus: &'a Bus,
     id: &'a str,
     client: Option<Client>,
 }
 
 impl<'a> Eye<'a> {
-    pub(super) const fn new(socket: &'a Path, id: &'a str) -> Self {
-        Self { socket, id, client: None }
+    pub(super) const fn new(bus: &'a Bus, id: &'a str) -> Self {
+        Self { bus, id, client: None }
     }
 
     pub(super) async fn look(&mut self) -> Result<BrokerStats, Failure> {
         let client = match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
             None => {
-                let options = ClientOptions::new(self.id, Role::Subscriber);
-                Client::connect(self.socket, options).await?
+                let options = self.bus.client(self.id, Role::Subscriber);
+                Client::connect(&self.bus.socket, options).await?
             }
         };
         let seen = look(&client).await?;

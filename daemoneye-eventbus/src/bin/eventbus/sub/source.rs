@@ -2,22 +2,22 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::Path;
 
 use daemoneye_eventbus::{
-    Client, ClientOptions, CloseReason, Committed, Delivered, Delivery, DurableSubscription,
-    LiveItem, LiveOptions, LiveSubscription, Origin, Role, StreamId, SubscribeError,
+    Client, CloseReason, Committed, Delivered, Delivery, DurableSubscription, LiveItem,
+    LiveOptions, LiveSubscription, Origin, Role, StreamId, SubscribeError,
 };
 use tokio::time::{Instant, sleep_until};
 
 use super::line::Printer;
 use super::{Done, SubArgs};
+use crate::connect::Bus;
 use crate::failure::Failure;
 use crate::stop::Stop;
 
 /// See the module.
 pub(super) struct Source<'a> {
-    socket: &'a Path,
+    bus: &'a Bus,
     args: &'a SubArgs,
     connection: Option<(Client, Subscription)>,
     /// What has been printed of each stream: a durable consumer tells the broker when it comes
@@ -60,8 +60,8 @@ pub(super) enum Ended {
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(socket: &'a Path, args: &'a SubArgs) -> Self {
-        Self { socket, args, connection: None, printed: HashMap::new(), may_retry: false }
+    pub(super) fn new(bus: &'a Bus, args: &'a SubArgs) -> Self {
+        Self { bus, args, connection: None, printed: HashMap::new(), may_retry: false }
     }
 
     /// Whether the last failure to connect is one that time may mend.
@@ -72,8 +72,8 @@ impl<'a> Source<'a> {
     /// Connects and subscribes.
     pub(super) async fn connect(&mut self) -> Result<(), Failure> {
         self.connection = None;
-        let options = ClientOptions::new(&self.args.id, Role::Subscriber);
-        let client = Client::connect(self.socket, options).await.map_err(|error| {
+        let options = self.bus.client(&self.args.id, Role::Subscriber);
+        let client = Client::connect(&self.bus.socket, options).await.map_err(|error| {
             self.may_retry = error.may_retry();
             Failure::from(error)
         })?;
