@@ -162,7 +162,7 @@ fn c1_every_short_life_is_one_start_and_one_stop() {
         let n: usize = mark.strip_prefix("capture-").unwrap().parse().unwrap();
         let (first, last) = (life[0], life[life.len() - 1]);
         assert_eq!(first.pid(), pids[&n], "{mark}");
-        // Between two batches a fork is a start, and the program it runs a change.
+        // A fork that is long in running its program is a start, and the program a change.
         assert!(life[..life.len() - 1].iter().all(|event| !is_stop(event)), "{life:#?}");
         assert!(is_stop(last), "{life:#?}");
         assert_eq!(first.key, last.key);

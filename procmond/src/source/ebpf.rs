@@ -5,11 +5,15 @@
 //! table: once when the programs are in place, after every overrun, and every now and then for
 //! what no tracepoint tells (`setuid`, `setsid`).
 //!
+//! A process most often runs a program right after it was made. The teller holds what happens back
+//! for a few ticks behind a fork that is not followed by that yet, so that both are one start.
+//!
 //! When the teller is behind, the reader waits, and the ring fills; what finds no room in it is
 //! counted by the kernel's side and told as an overrun.
 
 mod record;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as blocking;
@@ -50,6 +54,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 const CHUNKS: usize = 16;
 /// How long the reader sleeps at most when there is nothing to read.
 const IDLE: Duration = Duration::from_millis(100);
+/// How long a fork waits for the program that it runs, in ticks.
+const HELD_TICKS: u32 = 4;
 /// How often the process table is looked at for what no tracepoint tells.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How long after an overrun: there may be more of them.
@@ -84,6 +90,8 @@ pub(super) fn start(
         observations,
         table,
         page_bytes: rustix::param::page_size() as u64,
+        hold: options.tick * HELD_TICKS,
+        pending: Vec::new(),
     };
     spawn("procmond-ebpf", move || reader.run())?;
     spawn("procmond-teller", move || teller.run())?;
@@ -158,16 +166,16 @@ impl Reader {
             if !self.drain() || ends {
                 return;
             }
-            if self.wait() && !self.tick.is_zero() {
+            if self.is_ready_within(IDLE) && !self.tick.is_zero() {
                 thread::sleep(self.tick);
             }
         }
     }
 
-    /// Waits for a record; says whether there is one.
-    fn wait(&self) -> bool {
+    /// Waits for a record, which may not be finished yet; says whether there is one.
+    fn is_ready_within(&self, most: Duration) -> bool {
         let mut ready = [PollFd::new(&self.ring, PollFlags::IN)];
-        let timeout = Timespec { tv_sec: 0, tv_nsec: IDLE.subsec_nanos().into() };
+        let timeout = Timespec { tv_sec: 0, tv_nsec: most.subsec_nanos().into() };
         // Interrupted, it looks again.
         rustix::event::poll(&mut ready, Some(&timeout)).is_ok_and(|count| count > 0)
     }
@@ -188,7 +196,10 @@ impl Reader {
                 return false;
             }
             if whole {
-                self.drained.store(before_ns, Ordering::Release);
+                // Behind a record that another processor has not finished there may be others.
+                if !self.is_ready_within(Duration::ZERO) {
+                    self.drained.store(before_ns, Ordering::Release);
+                }
                 return true;
             }
         }
@@ -207,6 +218,10 @@ struct Teller {
     observations: mpsc::Sender<Observation>,
     table: Procfs,
     page_bytes: u64,
+    /// How long a fork waits for the program that it runs.
+    hold: Duration,
+    /// Not told yet.
+    pending: Vec<Happening>,
 }
 
 impl Teller {
@@ -215,17 +230,26 @@ impl Teller {
         let Some(()) = self.look(false) else { return };
         let mut look_at = Instant::now() + LOOK_EVERY;
         loop {
-            let wait = look_at.saturating_duration_since(Instant::now()).min(IDLE);
+            let most = if self.pending.is_empty() { IDLE } else { self.hold };
+            let wait = look_at.saturating_duration_since(Instant::now()).min(most);
             let told = match self.taken.recv_timeout(wait) {
-                Ok(chunk) => self.tell(&chunk),
-                Err(blocking::RecvTimeoutError::Timeout) => self.tell_rest(),
+                Ok(chunk) => self.take(&chunk),
+                Err(blocking::RecvTimeoutError::Timeout) => self.take_rest(),
                 Err(blocking::RecvTimeoutError::Disconnected) => {
                     // The reader has ended, and the monitor is told whatever it had read.
-                    self.tell_rest();
+                    self.tell(self.pending.len());
+                    self.take_rest();
                     return;
                 }
             };
-            let Some(overrun) = told else { return };
+            // Whatever happened before this is either taken or waits to be.
+            let drained_ns = self.drained.load(Ordering::Acquire);
+            let Some(overrun) = told.zip(self.take_all()).map(|(one, all)| one | all) else {
+                return;
+            };
+            let hold_ns = u64::try_from(self.hold.as_nanos()).unwrap_or(u64::MAX);
+            let count = settled(&self.pending, drained_ns.saturating_sub(hold_ns));
+            let Some(()) = self.tell(count) else { return };
             if overrun {
                 look_at = look_at.min(Instant::now() + LOOK_AGAIN);
             }
@@ -250,20 +274,29 @@ impl Teller {
         // A reader that has ended hands over nothing any more.
         while told_first && self.drained.load(Ordering::Acquire) < looked_ns {
             match self.taken.recv_timeout(IDLE) {
-                Ok(chunk) => self.tell(&chunk).map(drop)?,
+                Ok(chunk) => self.take(&chunk).map(drop)?,
                 Err(blocking::RecvTimeoutError::Timeout) => {}
                 Err(blocking::RecvTimeoutError::Disconnected) => break,
             }
         }
-        while told_first && let Ok(chunk) = self.taken.try_recv() {
-            self.tell(&chunk)?;
+        if told_first {
+            self.take_all()?;
         }
+        self.tell(self.pending.len())?;
         self.observations.blocking_send(observation).ok()
     }
 
-    /// Tells what a chunk holds, and says whether something had found no room before it.
-    fn tell(&mut self, chunk: &[u8]) -> Option<bool> {
-        let mut happenings = Vec::new();
+    /// Takes the chunks that are there, and says whether something had found no room.
+    fn take_all(&mut self) -> Option<bool> {
+        let mut overrun = false;
+        while let Ok(chunk) = self.taken.try_recv() {
+            overrun |= self.take(&chunk)?;
+        }
+        Some(overrun)
+    }
+
+    /// Takes what a chunk holds, and says whether something had found no room before it.
+    fn take(&mut self, chunk: &[u8]) -> Option<bool> {
         let mut overrun = false;
         let mut rest = chunk;
         while let Some((length, bytes)) = rest.split_first_chunk() {
@@ -275,19 +308,18 @@ impl Teller {
                 continue;
             };
             if record.lost > self.told_lost {
-                self.send(std::mem::take(&mut happenings))?;
                 self.tell_overrun(record.lost, record.time_ns)?;
                 overrun = true;
             }
             self.last_ns = self.last_ns.max(record.time_ns);
-            happenings.extend(self.happening(&record));
+            let happening = self.happening(&record);
+            self.pending.extend(happening);
         }
-        self.send(happenings)?;
         Some(overrun)
     }
 
     /// Tells of what found no room and was followed by nothing that did.
-    fn tell_rest(&mut self) -> Option<bool> {
+    fn take_rest(&mut self) -> Option<bool> {
         let now_ns = since_boot_ns();
         let lost = self.lost.get(&0, 0).unwrap_or(self.told_lost);
         // What is still in the ring says better when it was.
@@ -300,6 +332,7 @@ impl Teller {
     }
 
     fn tell_overrun(&mut self, lost: u64, until_ns: u64) -> Option<()> {
+        self.tell(self.pending.len())?;
         let offset_ns = wall_offset_ns();
         let overrun = Overrun {
             missing: lost - self.told_lost,
@@ -311,10 +344,12 @@ impl Teller {
         self.observations.blocking_send(Observation::Overrun(overrun)).ok()
     }
 
-    fn send(&mut self, happenings: Vec<Happening>) -> Option<()> {
-        if happenings.is_empty() {
+    /// Tells the first of what was not told yet. `None` if nobody listens any more.
+    fn tell(&mut self, count: usize) -> Option<()> {
+        if count == 0 {
             return Some(());
         }
+        let happenings = self.pending.drain(..count).collect();
         let seen = Happenings {
             source: SourceName::Ebpf,
             boot_id: self.table.boot_id(),
@@ -349,6 +384,29 @@ impl Teller {
     }
 }
 
+/// How many of the first happenings wait for nothing: no fork since then is among them without the
+/// program that it runs.
+fn settled(pending: &[Happening], since_ns: u64) -> usize {
+    let mut program_at = HashMap::new();
+    let mut settled = pending.len();
+    for (index, happening) in pending.iter().enumerate().rev() {
+        let life = (happening.pid, happening.start_ns);
+        match happening.what {
+            What::Executed(_) | What::Exited(..) => {
+                program_at.insert(life, index);
+            }
+            What::Forked { .. }
+                if happening.at_ns > since_ns
+                    && program_at.get(&life).is_none_or(|at| *at >= settled) =>
+            {
+                settled = index;
+            }
+            _ => {}
+        }
+    }
+    settled
+}
+
 fn wall_offset_ns() -> i64 {
     wall_clock_ns().saturating_sub_unsigned(since_boot_ns())
 }
@@ -357,4 +415,45 @@ fn wall_offset_ns() -> i64 {
 fn since_boot_ns() -> u64 {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
     u64::try_from(tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use daemoneye_lib::models::process::{Completeness, Exit};
+
+    use super::super::Facts;
+    use super::*;
+
+    fn happenings(whats: &[(u32, &str)]) -> Vec<Happening> {
+        let facts = || Box::new(Facts::unknown(Completeness::Complete));
+        let what = |what| match what {
+            "fork" => What::Forked { forker: 1, inherits_group: true, facts: facts() },
+            "exec" => What::Executed(facts()),
+            "exit" => What::Exited(Exit::default(), facts()),
+            other => What::Renamed(other.into()),
+        };
+        let all = whats.iter().zip(1..);
+        all.map(|(&(pid, word), at_ns)| Happening { pid, start_ns: 7, at_ns, what: what(word) })
+            .collect()
+    }
+
+    #[test]
+    fn a_fork_waits_for_its_program_and_everything_behind_it_waits_too() {
+        let all = |whats: &[(u32, &str)]| settled(&happenings(whats), 0);
+        assert_eq!(all(&[]), 0);
+        assert_eq!(all(&[(2, "fork"), (2, "name"), (2, "exec"), (3, "exit")]), 4);
+        assert_eq!(all(&[(3, "exit"), (2, "fork"), (4, "name")]), 1);
+        assert_eq!(all(&[(2, "fork"), (2, "exit")]), 2, "it will run none");
+        // The first one's program stands behind a fork that waits.
+        assert_eq!(all(&[(9, "name"), (2, "fork"), (3, "fork"), (2, "exec")]), 1);
+        assert_eq!(all(&[(2, "fork"), (2, "exec"), (3, "fork"), (2, "exec")]), 2);
+    }
+
+    #[test]
+    fn nothing_waits_for_longer_than_it_may() {
+        let forks = happenings(&[(2, "fork"), (3, "fork"), (2, "exec"), (4, "name")]);
+        assert_eq!(settled(&forks, 0), 0);
+        assert_eq!(settled(&forks, 1), 1, "the first is old");
+        assert_eq!(settled(&forks, 2), 4);
+    }
 }
