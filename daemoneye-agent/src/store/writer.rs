@@ -114,17 +114,14 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(StoreError::Thread)
 }
 
-/// Reads payloads until the queue is closed and empty, or the writer has ended.
+/// Reads payloads until the store is closed, or the writer has ended.
 fn decode(mut work: mpsc::Receiver<Work>, decoded: &SyncSender<Write>) {
     while let Some(next) = work.blocking_recv() {
         let write = match next {
             Work::Events(delivery) => Write::Events(Decoded::from(delivery)),
             Work::Collector { stream, collector } => Write::Collector { stream, collector },
-            // What is queued already still comes out; then the queue ends.
-            Work::Close => {
-                work.close();
-                continue;
-            }
+            // What was queued before has come out; what comes behind is turned away.
+            Work::Close => return,
         };
         if decoded.send(write).is_err() {
             return;
