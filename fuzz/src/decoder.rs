@@ -87,7 +87,8 @@ fn is_label(bytes: &[u8]) -> bool {
     sane && (bytes[16..32] != bytes[..16] || bytes[..16] == [0; 16])
 }
 
-pub(crate) fn label(file: &[u8], number: u64) -> Result<&[u8], Refusal> {
+/// What the header says, if it is whole and this segment's.
+pub(crate) fn header(file: &[u8], number: u64) -> Result<Option<&[u8]>, Refusal> {
     if let Some(header) = file.get(..104)
         && header[..8] == *b"DEYEWAL\x1a"
         && le(header, 12, 4) as u32 == crc32fast::hash(&[&header[..12], &header[16..]].concat())
@@ -95,13 +96,31 @@ pub(crate) fn label(file: &[u8], number: u64) -> Result<&[u8], Refusal> {
         if (le(header, 8, 2), le(header, 16 + 44, 2)) != (1, 1) {
             return Err(Refusal::Newer);
         }
-        if is_label(&header[16..]) {
-            let named = le(header, 16 + 32, 8) == number;
-            return if named { Ok(&header[16..]) } else { Err(Refusal::Unreadable) };
+        if is_label(&header[16..]) && le(header, 16 + 32, 8) == number {
+            return Ok(Some(&header[16..]));
         }
     }
+    Ok(None)
+}
+
+/// What the segment says of itself.
+pub(crate) fn label(file: &[u8], number: u64) -> Result<&[u8], Refusal> {
+    match header(file, number)? {
+        Some(label) => Ok(label),
+        None => label_of_controls(file, number, &[]),
+    }
+}
+
+/// What its control records say, those of these streams if there are any.
+pub(crate) fn label_of_controls<'a>(
+    file: &'a [u8],
+    number: u64,
+    streams: &[Vec<u8>],
+) -> Result<&'a [u8], Refusal> {
     let controls = (0..file.len()).filter_map(|at| frame(file, at)?.label());
-    let controls: Vec<_> = controls.filter(|label| le(label, 32, 8) == number).collect();
+    let controls = controls.filter(|label| le(label, 32, 8) == number);
+    let of_them = |label: &&[u8]| streams.is_empty() || streams.contains(&label[..16].to_vec());
+    let controls: Vec<_> = controls.filter(of_them).collect();
     let mut labels: Vec<&[u8]> = Vec::new();
     for label in controls.iter().filter(|label| le(label, 44, 2) == 1) {
         if labels.len() < 8 && labels.iter().all(|known| known[40..44] != label[40..44]) {
@@ -128,12 +147,7 @@ fn whole_bytes(file: &[u8], label: &[u8]) -> usize {
 
 /// Reads a segment. `next_first` is where the next one begins; `u64::MAX` if there are later ones
 /// but not the next, and none if it is the newest.
-pub(crate) fn read(
-    file: &[u8],
-    number: u64,
-    next_first: Option<u64>,
-) -> Result<Segment<'_>, Refusal> {
-    let label = label(file, number)?;
+pub(crate) fn read<'a>(file: &'a [u8], label: &'a [u8], next_first: Option<u64>) -> Segment<'a> {
     let (salt, first) = (le(label, 40, 4) as u32, le(label, 48, 8));
     let whole = |at| frame(file, at).filter(|f| f.salt == salt && f.position() >= first);
     let (mut watermark, mut expected) = (le(label, 56, 8), first);
@@ -185,7 +199,7 @@ pub(crate) fn read(
         }
     }
     let entries = entries.into_iter().map(|(_, entry)| entry).collect();
-    Ok(Segment { label, watermark, entries, last: expected - 1, torn })
+    Segment { label, watermark, entries, last: expected - 1, torn }
 }
 
 /// Where the frame ends that begins here and would be the next, if its head says so.

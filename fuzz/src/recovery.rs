@@ -148,41 +148,55 @@ fn befall(input: &mut Input<'_>, log: &Log, files: &mut BTreeMap<String, Vec<u8>
 }
 
 /// What the document says of a directory: what is read from it, and its last sequence.
-fn by_the_document(files: &BTreeMap<String, Vec<u8>>) -> (Account, u64) {
+fn by_the_document<'a>(files: &'a BTreeMap<String, Vec<u8>>) -> (Account, u64) {
     let number = |name: &str| {
         let digits = name.strip_prefix("procmond-")?.strip_suffix(".wal")?;
         let number = digits.parse().ok().filter(|&number| number > 0)?;
         (written::name(number) == name).then_some(number)
     };
-    let label = |number: u64, bytes: &[u8]| match decoder::label(bytes, number) {
-        Ok(label) => Some((label[..16].to_vec(), le(label, 48, 8))),
+    let readable = |label: Result<&'a [u8], Refusal>| match label {
+        Ok(label) => Some(label),
         Err(Refusal::Unreadable) => None,
         Err(Refusal::Newer) => panic!("nobody wrote that"),
     };
     let mut segments: Vec<_> = files
         .iter()
         .filter_map(|(name, bytes)| {
-            number(name).map(|number| (number, bytes, label(number, bytes)))
+            number(name).map(|number| (number, bytes, readable(decoder::label(bytes, number))))
         })
         .collect();
     segments.sort_by_key(|segment| segment.0);
-    let stream = segments.iter().rev().find_map(|(_, _, label)| Some(label.as_ref()?.0.clone()));
+    let stream_of = |label: &[u8]| label[..16].to_vec();
+    let vouched: Vec<_> = segments
+        .iter()
+        .filter_map(|(number, bytes, _)| decoder::header(bytes, *number).ok()?.map(stream_of))
+        .collect();
+    for (number, bytes, label) in &mut segments {
+        if !vouched.is_empty() && label.is_some_and(|label| !vouched.contains(&stream_of(label))) {
+            *label = readable(decoder::label_of_controls(bytes, *number, &vouched));
+        }
+    }
+    let stream = segments.iter().rev().find_map(|(_, _, label)| label.map(stream_of));
     let Some(stream) = stream else { return Default::default() };
-    segments.retain(|(_, _, label)| label.as_ref().is_none_or(|label| label.0 == stream));
+    segments.retain(|(_, _, label)| label.is_none_or(|label| stream_of(label) == stream));
 
     let mut account = Account::default();
     // Segments missing between, of which only what lies above the watermark is a loss.
     let mut missing = Vec::new();
     let mut last = None;
     let mut watermark = 0;
+    // Records that may have stood at a damaged end.
+    let mut beyond = 0;
+    let first_of = |label: &[u8]| le(label, 48, 8);
     for (index, (number, bytes, label)) in segments.iter().enumerate() {
         let later = segments.get(index + 1);
-        let next_known = segments[index + 1..].iter().find_map(|later| Some(later.2.as_ref()?.1));
-        let Some((_, first)) = label else {
+        let next_known = segments[index + 1..].iter().find_map(|later| later.2.map(first_of));
+        let Some(label) = *label else {
             // A file has room for so many records and no more.
             let room = (bytes.len() as u64).saturating_sub(224) / 32;
             let mut first = last.unwrap_or(0) + 1;
-            let upto = next_known.map_or(first - 1 + room, |next| next - 1);
+            let upto = next_known.map_or(first - 1 + room + beyond, |next| next - 1);
+            beyond = 0;
             if last.is_none() && next_known.is_some() {
                 let begins = first.max((upto + 1).saturating_sub(room));
                 if begins <= upto {
@@ -196,18 +210,19 @@ fn by_the_document(files: &BTreeMap<String, Vec<u8>>) -> (Account, u64) {
             continue;
         };
         // Also before the oldest: deletion is from the front, and of what was acknowledged.
-        let expected = last.unwrap_or(0) + 1;
-        if *first > expected {
+        let (expected, first) = (last.unwrap_or(0) + 1, first_of(label));
+        if first > expected {
             missing.push((expected, first - 1));
             account.lose(expected, first - 1);
         }
-        let next = later.filter(|later| later.0 == number + 1).and_then(|later| later.2.as_ref());
+        let next = later.filter(|later| later.0 == number + 1).and_then(|later| later.2);
         let next_first = match (next, later) {
-            (Some((_, next)), _) => Some(*next.max(first)),
+            (Some(next), _) => Some(first_of(next).max(first)),
             (None, Some(_)) => Some(u64::MAX),
             (None, None) => None,
         };
-        let segment = decoder::read(bytes, *number, next_first).expect("its label was read");
+        let segment = decoder::read(bytes, label, next_first);
+        beyond = if next.is_none() { (bytes.len() - segment.torn.start) as u64 / 32 } else { 0 };
         watermark = watermark.max(segment.watermark);
         for entry in &segment.entries {
             match *entry {

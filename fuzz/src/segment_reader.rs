@@ -125,8 +125,11 @@ fn compare(
     // A chunk, and what there is twice: no length in the bytes may ask for more.
     let bytes_max = (512 << 10) + 2 * bytes.len();
     let ours = bounded(bytes_max, || read_segment(bytes, number, next_first, read_bytes_max));
-    let independent =
-        decoder::read(bytes, number, next_first.map(|next| at_least(bytes, number, next)));
+    let independent = decoder::label(bytes, number).map(|label| {
+        // No segment ends before it begins, whatever the next one says.
+        let first = decoder::le(label, 48, 8);
+        decoder::read(bytes, label, next_first.map(|next| next.max(first)))
+    });
     match (ours, independent) {
         (Err(WalError::UnknownFormat { .. }), Err(Refusal::Newer))
         | (Ok(None), Err(Refusal::Unreadable)) => None,
@@ -136,12 +139,6 @@ fn compare(
         }
         (ours, independent) => panic!("we say {ours:?}, the other {independent:?}"),
     }
-}
-
-/// No segment ends before it begins, whatever the next one says.
-fn at_least(bytes: &[u8], number: u64, next: u64) -> u64 {
-    let first = decoder::label(bytes, number).map_or(0, |label| decoder::le(label, 48, 8));
-    next.max(first)
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -2,7 +2,6 @@
 
 use std::fs;
 
-use daemoneye_lib::models::process::SourceName;
 use procmond::monitor::snapshot::{SNAPSHOT_FILE, Snapshot};
 use procmond::monitor::tracker::Tracker;
 
@@ -24,11 +23,11 @@ pub fn snapshot(data: &[u8]) {
     fs::write(&path, &file).expect("there is room");
     let loaded = bounded((512 << 10) + 4 * file.len(), || Snapshot::load(&path));
     let Some(snapshot) = loaded else { return };
-    let tracker = Tracker::restore(SourceName::Poll, &snapshot.table);
+    let tracker = Tracker::restore(&snapshot.table);
     assert!(tracker.len() <= snapshot.table.len());
     snapshot.save(&path).expect("there is room");
     assert_eq!(Snapshot::load(&path).as_ref(), Some(&snapshot), "what we save we read");
     let image = tracker.encode();
-    let again = Tracker::restore(SourceName::Poll, &image);
+    let again = Tracker::restore(&image);
     assert_eq!(again.len(), tracker.len());
 }
