@@ -373,13 +373,16 @@ fn no_ebpf() -> SourceError {
     SourceError::NoEbpf { source: "this is not Linux".into() }
 }
 
-/// An error and what brought it about.
+/// An error and what brought it about, without what the kernel's verifier has to say: that goes on
+/// for pages.
 fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
+    let mut text = String::new();
+    let mut cause = Some(error);
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let said = error.to_string();
+        let line = said.lines().next().unwrap_or_default();
+        text += if text.is_empty() { "" } else { ": " };
+        text += line.split_once(" Verifier output").map_or(line, |(before, _)| before);
         cause = error.source();
     }
     text

@@ -5,7 +5,7 @@
 
 #![cfg(target_os = "linux")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -221,6 +221,50 @@ fn c1_what_finds_no_room_is_counted_and_who_lives_is_found() {
     left.wait().unwrap();
 }
 
+/// Two hundred lives of one pid, one right after the other.
+#[test]
+fn c2_every_reuse_of_a_pid_is_another_process() {
+    const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+    const LIVES: usize = 200;
+    if !can_use_ebpf() {
+        return;
+    }
+    let mut watch = Watch::begin();
+    let wanted = run(&mut Command::new("true")) + 1000;
+    let mut lives = Vec::new();
+    for n in 0..LIVES * 20 {
+        // Whoever else forks in between may get it.
+        std::fs::write(LAST_PID, (wanted - 1).to_string()).expect("the next pid can be chosen");
+        if run(Command::new("true").arg(format!("life-{n}"))) == wanted {
+            lives.push(format!("life-{n}").into_bytes());
+        }
+        if lives.len() == LIVES {
+            break;
+        }
+    }
+    assert_eq!(lives.len(), LIVES);
+    let stops = |events: &[Event]| -> Vec<ProcessEvent> {
+        let of_pid = processes(events).filter(|event| event.pid() == wanted);
+        of_pid.filter(|event| matches!(event.kind, ProcessEventKind::Stop(_))).cloned().collect()
+    };
+    let is_life = |event: &ProcessEvent| lives.contains(&argv_of(event)[argv_of(event).len() - 1]);
+    watch
+        .until("every stop", |events| stops(events).iter().filter(|e| is_life(e)).count() == LIVES);
+    let keys: HashSet<_> = stops(&watch.events).iter().map(|event| event.key).collect();
+    assert_eq!(keys.len(), stops(&watch.events).len(), "no two lives have one key");
+    for life in &lives {
+        let of_it: Vec<_> = stops(&watch.events)
+            .into_iter()
+            .filter(|event| argv_of(event).last() == Some(life))
+            .collect();
+        let [stop] = &of_it[..] else { panic!("{of_it:#?}") };
+        let starts = processes(&watch.events).filter(|event| {
+            event.key == stop.key && matches!(event.kind, ProcessEventKind::Start { .. })
+        });
+        assert_eq!(starts.count(), 1, "{stop:#?}");
+    }
+}
+
 #[test]
 fn how_a_process_ended_is_told() {
     if !can_use_ebpf() {
@@ -252,14 +296,31 @@ fn arguments_are_bytes_and_are_kept_without_loss() {
     wanted.extend(odd.map(<[u8]>::to_vec));
     assert_eq!(argv_of(&life[life.len() - 1]), wanted);
     assert_eq!(life[life.len() - 1].completeness, Completeness::Complete);
-    // More than the kernel's side takes: whole arguments, and the mark that there were more.
+    // Of more than the kernel's side takes: all, of one that is there long enough; otherwise whole
+    // arguments, and the mark that there were more.
     let long = "x".repeat(3000);
+    let mut child = Command::new("sh")
+        .args(["-c", "read line", &long, &long, &long])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    watch.until("the long arguments", |events| {
+        let is_it =
+            |event: &ProcessEvent| event.pid() == child.id() && event.name == Some("sh".into());
+        processes(events).any(is_it)
+    });
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    let life = watch.life(child.id());
+    let last = &life[life.len() - 1];
+    assert_eq!((argv_of(last).len(), last.completeness), (6, Completeness::Complete));
     let pid = run(Command::new("true").args([&long, &long, &long]));
     let life = watch.life(pid);
     let last = &life[life.len() - 1];
-    assert_eq!(argv_of(last), [b"true".to_vec(), long.into_bytes()]);
-    assert!(last.argv.as_ref().unwrap().is_truncated());
-    assert_eq!(last.completeness, Completeness::Truncated);
+    let cut = last.argv.as_ref().unwrap().is_truncated();
+    let completeness = if cut { Completeness::Truncated } else { Completeness::Complete };
+    assert_eq!((argv_of(last).len(), last.completeness), (if cut { 2 } else { 4 }, completeness));
+    assert!(argv_of(last)[1..].iter().all(|arg| arg == long.as_bytes()));
     // Secrets go before anything else is done.
     let pid = run(Command::new("true").arg("--password=hunter2"));
     let life = watch.life(pid);

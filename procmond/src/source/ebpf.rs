@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, MapData, RingBuf};
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader};
-use daemoneye_lib::models::process::SourceName;
+use daemoneye_lib::models::process::{Completeness, SourceName};
 use daemoneye_lib::stream::wall_clock_ns;
 use rustix::event::{PollFd, PollFlags};
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -371,7 +371,19 @@ impl Teller {
                 }
                 What::Forked { forker: record.forker, inherits_group, facts: Box::new(facts) }
             }
-            Kind::Exec => What::Executed(Box::new(record.facts())),
+            Kind::Exec => {
+                let mut facts = record.facts();
+                // Of one that is still there all of them can be had.
+                if let Some(beginning) = record.cut_argv()
+                    && let Some(argv) = self.table.argv_of(pid, record.start_ns, beginning)
+                {
+                    let cut = argv.is_truncated() || record.is_path_cut();
+                    facts.completeness =
+                        if cut { Completeness::Truncated } else { Completeness::Complete };
+                    facts.argv = Some(argv);
+                }
+                What::Executed(Box::new(facts))
+            }
             Kind::Rename => What::Renamed(record.name()),
             Kind::Move => {
                 // Of one that is gone already, its group is of no interest any more.
@@ -419,7 +431,7 @@ fn since_boot_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use daemoneye_lib::models::process::{Completeness, Exit};
+    use daemoneye_lib::models::process::Exit;
 
     use super::super::Facts;
     use super::*;

@@ -32,7 +32,8 @@ impl SourceHandle {
         Self { control }
     }
 
-    /// Changes the time between two looks, counted from when the last one began.
+    /// Changes the time between two looks, counted from when the last one began. Means nothing to a
+    /// source that is told of what happens.
     pub fn set_interval(&self, interval: Duration) {
         // A source that has ended says so by closing its channel of observations.
         let _ = self.control.send(Control::SetInterval(interval));

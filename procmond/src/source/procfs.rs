@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision, SourceName};
+use daemoneye_lib::redaction::{RAW_ARGV_BYTES_MAX, RawArgv, RedactedArgv};
 use daemoneye_lib::stream::wall_clock_ns;
 use uuid::Uuid;
 
@@ -75,6 +76,23 @@ impl Procfs {
         let path = self.root.join(pid.to_string()).join("cgroup");
         read(&path, &mut self.buffer).ok().filter(|found| *found)?;
         details::cgroup(&self.buffer)
+    }
+
+    /// The arguments of the process that has this pid and began in this nanosecond since boot, if
+    /// they begin so: another program of the same process has others.
+    pub(super) fn argv_of(
+        &mut self,
+        pid: u32,
+        start_ns: u64,
+        beginning: &[u8],
+    ) -> Option<RedactedArgv> {
+        let dir = self.root.join(pid.to_string());
+        let cmdline = File::open(dir.join("cmdline")).ok()?;
+        let mut bytes = Vec::new();
+        cmdline.take(RAW_ARGV_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).ok()?;
+        let stat = self.stat(&dir).ok()??;
+        let is_it = stat.start_ticks == start_ns / stat::TICK_NS && bytes.starts_with(beginning);
+        is_it.then(|| RawArgv::from_cmdline(bytes).redact())
     }
 
     pub(super) fn boot_id(&self) -> Uuid {

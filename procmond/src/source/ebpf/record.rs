@@ -106,6 +106,15 @@ impl<'a> Record<'a> {
         self.flags & OTHER_GROUP != 0
     }
 
+    /// The arguments as far as they were taken, if there are more.
+    pub(super) fn cut_argv(&self) -> Option<&'a [u8]> {
+        (self.kind == Kind::Exec && self.flags & ARGV_CUT != 0).then_some(self.argv)
+    }
+
+    pub(super) fn is_path_cut(&self) -> bool {
+        self.flags & PATH_CUT != 0
+    }
+
     pub(super) fn name(&self) -> ByteString {
         ByteString::new(self.name)
     }
