@@ -11,6 +11,7 @@
 //! When the teller is behind, the reader waits, and the ring fills; what finds no room in it is
 //! counted by the kernel's side and told as an overrun.
 
+mod heap;
 mod record;
 
 use std::collections::HashMap;
@@ -49,9 +50,9 @@ const PROGRAMS: [(&str, &str); 5] = [
 /// Enough to find out whether the kernel takes the programs, on every page size.
 const PROBE_RING_BYTES: u32 = 64 << 10;
 /// Bytes taken out of the ring at once.
-const CHUNK_BYTES: usize = 256 << 10;
-/// Chunks that wait for the teller.
-const CHUNKS: usize = 16;
+const CHUNK_BYTES: usize = 64 << 10;
+/// Chunks that wait for the teller: the ring is where things wait, and where it is known how many do not.
+const CHUNKS: usize = 4;
 /// How long the reader sleeps at most when there is nothing to read.
 const IDLE: Duration = Duration::from_millis(100);
 /// How long a fork waits for the program that it runs, in ticks.
@@ -112,16 +113,22 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), SourceEr
 }
 
 fn load(ring_bytes: u32) -> Result<Programs, SourceError> {
-    let btf = Btf::from_sys_fs().map_err(refused)?;
+    let programs = load_with(&Btf::from_sys_fs().map_err(refused)?, ring_bytes);
+    // The kernel's types, tens of MB of small things, are not needed any more.
+    heap::give_back();
+    programs
+}
+
+fn load_with(btf: &Btf, ring_bytes: u32) -> Result<Programs, SourceError> {
     let mut loaded = EbpfLoader::new()
-        .btf(Some(&btf))
+        .btf(Some(btf))
         .map_max_entries("events", ring_bytes)
         .load(OBJECT)
         .map_err(refused)?;
     for (name, tracepoint) in PROGRAMS {
         let program = loaded.program_mut(name).ok_or_else(|| missing(name))?;
         let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
-        program.load(tracepoint, &btf).map_err(refused)?;
+        program.load(tracepoint, btf).map_err(refused)?;
         program.attach().map_err(refused)?;
     }
     let ring = loaded.take_map("events").ok_or_else(|| missing("events"))?;
@@ -286,10 +293,11 @@ impl Teller {
         self.observations.blocking_send(observation).ok()
     }
 
-    /// Takes the chunks that are there, and says whether something had found no room.
+    /// Takes the chunks that are there, as many as can be, and says whether something had found no room.
     fn take_all(&mut self) -> Option<bool> {
         let mut overrun = false;
-        while let Ok(chunk) = self.taken.try_recv() {
+        for _ in 0..CHUNKS {
+            let Ok(chunk) = self.taken.try_recv() else { break };
             overrun |= self.take(&chunk)?;
         }
         Some(overrun)
