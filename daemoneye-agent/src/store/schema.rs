@@ -19,6 +19,9 @@ const SCHEMA_VERSION: i64 = 1;
 /// "DMEY": lets `file` and a careful reader tell our database from another.
 const APPLICATION_ID: i64 = 0x444d_4559;
 
+/// A row is half a KiB to a KiB: in pages of 4 KiB an event costs half as much processor time again.
+const PAGE_BYTES: u32 = 16 << 10;
+
 /// How long a statement waits for a lock another program holds before it reports it.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -94,6 +97,8 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 
 fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    // Counts only for a file that is made now.
+    connection.pragma_update(None, "page_size", PAGE_BYTES)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // With NORMAL a power cut may take back a transaction whose events procmond has already
     // deleted from its log, because we told it they were committed.
