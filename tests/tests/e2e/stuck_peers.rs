@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use daemoneye_eventbus::wire::{Frame, Hello, SubscribeFrame, SubscribeKind};
 use daemoneye_eventbus::{
-    Client, ClientOptions, ConnectError, Epoch, LiveItem, LiveOptions, Position, RefusalCode, Role,
-    Sequence, StreamId, TopicPattern,
+    Client, ClientOptions, ConnectError, DurableSubscription, Epoch, LiveItem, LiveOptions,
+    Position, RefusalCode, Role, Sequence, StreamId, TopicPattern,
 };
 use daemoneye_tests::{BrokerProcess, beside_others, peak_resident_bytes, until};
 use procmond::event_bus_connector::{ConnectorOptions, EventBusConnector};
@@ -82,14 +82,16 @@ async fn log_all(connector: EventBusConnector) {
     }
 }
 
-/// Takes and commits everything as the durable consumer `name`.
-async fn store_all(socket: &Path, name: &str, pattern: &str) {
+/// The durable consumer `name`.
+async fn consumer(socket: &Path, name: &str, pattern: &str) -> (Client, DurableSubscription) {
     let options = ClientOptions::new(name, Role::Subscriber);
     let client = Client::connect(socket, options).await.expect("a connection");
-    let mut durable = client
-        .subscribe_durable(name, &patterns(pattern), vec![])
-        .await
-        .expect("a durable subscription");
+    let durable = client.subscribe_durable(name, &patterns(pattern), vec![]).await;
+    (client, durable.expect("a durable subscription"))
+}
+
+/// Takes and commits everything.
+async fn store_all((client, mut durable): (Client, DurableSubscription)) {
     let mut have = 0;
     while have < EVENTS {
         let delivery = durable.next().await.expect("the broker stands");
@@ -153,10 +155,12 @@ fn peers_that_are_stuck_stop_nobody_but_their_own_stream() {
         let plenty = LiveOptions { max_bytes: u32::MAX, max_count: u32::MAX };
         let mut live =
             watcher.subscribe(&patterns(WELL), plenty).await.expect("a live subscription");
+        // Nothing is acknowledged before it is there.
+        let store = consumer(&socket, "store", "events.well.#").await;
         let ill = connector(directory.path(), "ill", STUCK);
         let well = connector(directory.path(), "well", WELL);
         let logged = [tokio::spawn(log_all(ill.clone())), tokio::spawn(log_all(well.clone()))];
-        store_all(&socket, "store", "events.well.#").await;
+        store_all(store).await;
         for sequence in 1..=EVENTS {
             match live.next().await.expect("the broker stands") {
                 LiveItem::Event(event) => assert_eq!(event.origin.sequence, Sequence(sequence)),
@@ -195,7 +199,7 @@ fn peers_that_are_stuck_stop_nobody_but_their_own_stream() {
         consumers.iter().any(|c| c["name"] == "stuck" && c["attached"] == false)
     });
     runtime.block_on(async {
-        store_all(&socket, "stuck", "events.stuck.#").await;
+        store_all(consumer(&socket, "stuck", "events.stuck.#").await).await;
         for connector in [ill, well] {
             let drained = connector.shutdown(Duration::from_secs(20)).await;
             assert!(drained.expect("the log is well").delivered);
