@@ -381,8 +381,12 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     while let Some(error) = cause {
         let said = error.to_string();
         let line = said.lines().next().unwrap_or_default();
-        text += if text.is_empty() { "" } else { ": " };
-        text += line.split_once(" Verifier output").map_or(line, |(before, _)| before);
+        let line = line.split_once(" Verifier output").map_or(line, |(before, _)| before);
+        // Some say their cause themselves.
+        if !text.ends_with(line) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += line;
+        }
         cause = error.source();
     }
     text
@@ -415,6 +419,21 @@ pub use poll::SourceHandle;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_ebpf_is_refused_fits_on_a_line() {
+        #[derive(Debug, Error)]
+        #[error("no program: {0}")]
+        struct Outer(#[source] Inner);
+        #[derive(Debug, Error)]
+        #[error("refused (1). Verifier output: 0: R1\n1: R2")]
+        struct Inner;
+        assert_eq!(with_causes(&Inner), "refused (1).");
+        #[derive(Debug, Error)]
+        #[error("no source")]
+        struct Outermost(#[source] Outer);
+        assert_eq!(with_causes(&Outermost(Outer(Inner))), "no source: no program: refused (1).");
+    }
 
     #[test]
     fn a_source_that_is_not_there_is_refused_by_name() {
