@@ -12,7 +12,7 @@
 #include <bpf/bpf_tracing.h>
 #include <bpf/bpf_core_read.h>
 
-// The layout is read by source/ebpf/event.rs.
+// The layout is read by source/ebpf/record.rs.
 enum { FORK = 1, EXEC = 2, EXIT = 3, RENAME = 4, MOVE = 5, KINDS };
 enum { ARGV_CUT = 1, ARGV_UNREADABLE = 2, EXE_CUT = 4, CWD_CUT = 8, EXE_DELETED = 16, OTHER_GROUP = 32 };
 enum { ARGV_BYTES = 4096, PATH_BYTES = 2048, NAME_BYTES = 256, PARTS_MAX = 64 };

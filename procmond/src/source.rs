@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use daemoneye_lib::display;
 use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision, Namespaces, SourceName};
 use daemoneye_lib::redaction::RedactedArgv;
@@ -267,7 +268,7 @@ pub enum SourceError {
     },
     /// The kernel's tracepoints cannot be used.
     #[error("processes cannot be seen with eBPF: {}; it needs Linux 5.17 with BTF, and CAP_BPF and \
-             CAP_PERFMON (or root)", with_causes(&**source))]
+             CAP_PERFMON (or root)", why_refused(&**source))]
     NoEbpf {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -303,18 +304,13 @@ impl SourceChoice {
     /// If processes cannot be seen with it at all.
     pub fn start(self, options: SourceOptions) -> Result<Started, SourceError> {
         let (sender, observations) = mpsc::channel(OBSERVATIONS);
+        let poll = |sender| poll::start(new_poll()?, options.interval, sender);
         let (name, handle, instead) = match self {
             Self::Ebpf => (SourceName::Ebpf, start_ebpf(options, sender)?, None),
-            Self::Poll => {
-                let handle = poll::start(new_poll()?, options.interval, sender)?;
-                (SourceName::Poll, handle, None)
-            }
+            Self::Poll => (SourceName::Poll, poll(sender)?, None),
             Self::Auto => match start_ebpf(options, sender.clone()) {
                 Ok(handle) => (SourceName::Ebpf, handle, None),
-                Err(why_not) => {
-                    let handle = poll::start(new_poll()?, options.interval, sender)?;
-                    (SourceName::Poll, handle, Some(why_not))
-                }
+                Err(why_not) => (SourceName::Poll, poll(sender)?, Some(why_not)),
             },
         };
         Ok(Started { name, instead, handle, observations })
@@ -373,21 +369,11 @@ fn no_ebpf() -> SourceError {
     SourceError::NoEbpf { source: "this is not Linux".into() }
 }
 
-/// An error and what brought it about, without what the kernel's verifier has to say: that goes on
-/// for pages.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = String::new();
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let said = error.to_string();
-        let line = said.lines().next().unwrap_or_default();
-        let line = line.split_once(" Verifier output").map_or(line, |(before, _)| before);
-        // Some say their cause themselves.
-        if !text.ends_with(line) {
-            text += if text.is_empty() { "" } else { ": " };
-            text += line;
-        }
-        cause = error.source();
+/// Why the kernel refused, without what its verifier has to say: that goes on for pages.
+fn why_refused(error: &(dyn std::error::Error + Send + Sync)) -> String {
+    let mut text = display::chain(error);
+    if let Some(at) = text.find(" Verifier output") {
+        text.truncate(at);
     }
     text
 }
@@ -428,11 +414,11 @@ mod tests {
         #[derive(Debug, Error)]
         #[error("refused (1). Verifier output: 0: R1\n1: R2")]
         struct Inner;
-        assert_eq!(with_causes(&Inner), "refused (1).");
+        assert_eq!(why_refused(&Inner), "refused (1).");
         #[derive(Debug, Error)]
         #[error("no source")]
         struct Outermost(#[source] Outer);
-        assert_eq!(with_causes(&Outermost(Outer(Inner))), "no source: no program: refused (1).");
+        assert_eq!(why_refused(&Outermost(Outer(Inner))), "no source: no program: refused (1).");
     }
 
     #[test]

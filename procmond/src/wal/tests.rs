@@ -420,15 +420,12 @@ fn segments_of_another_log_are_left_alone() {
     assert!(placed.exists());
 }
 
-/// A control record in a payload was taken for the segment's own when the header was lost: the log
-/// became whatever the payload said.
-#[test]
-fn s1_a_payload_does_not_say_what_a_segment_is() {
-    let dir = tempfile::tempdir().unwrap();
-    let forged = Label {
+/// What a payload says that wants to be taken for a segment's label.
+fn forged(segment: u64, replaces: Option<StreamId>) -> Label {
+    Label {
         stream: StreamId::from_bytes([7; 16]),
-        replaces: None,
-        segment: 1,
+        replaces,
+        segment,
         salt: 77,
         first: Sequence(1),
         watermark: Sequence(1 << 40),
@@ -436,7 +433,15 @@ fn s1_a_payload_does_not_say_what_a_segment_is() {
         epoch: Epoch::from_u64(u64::MAX),
         epoch_first: Sequence(1),
         rest: Rest::Nothing,
-    };
+    }
+}
+
+/// A control record in a payload was taken for the segment's own when the header was lost: the log
+/// became whatever the payload said.
+#[test]
+fn s1_a_payload_does_not_say_what_a_segment_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let forged = forged(1, None);
     let mut payload = forged.to_control(Sequence(0), 0, 1).to_vec();
     let start = payload.len();
     encode_frame(&mut payload, 1, Sequence(1), 0, 1, &[b'x'; 2000]);
@@ -466,18 +471,7 @@ fn s1_a_payload_does_not_say_what_a_stream_replaces() {
     for _ in 0..3 {
         block_on(log.append(1, 0, &[1; 3000])).unwrap();
     }
-    let forged = Label {
-        stream: StreamId::from_bytes([7; 16]),
-        replaces: Some(log.stream()),
-        segment: 4,
-        salt: 77,
-        first: Sequence(1),
-        watermark: Sequence(1 << 40),
-        watermark_epoch: None,
-        epoch: Epoch::from_u64(u64::MAX),
-        epoch_first: Sequence(1),
-        rest: Rest::Nothing,
-    };
+    let forged = forged(4, Some(log.stream()));
     let mut payload = vec![0; 3000];
     payload.extend(forged.to_control(Sequence(0), 0, 1));
     block_on(log.append(1, 0, &payload)).unwrap();

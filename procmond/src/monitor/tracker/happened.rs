@@ -130,9 +130,9 @@ impl Tracker {
     /// What a process has from the one that made it, until it runs a program of its own.
     fn inherited(&self, forker: u32, inherits_group: bool, facts: Facts) -> Facts {
         let Some(forker) = self.processes.get(&forker).map(Entry::facts) else { return facts };
-        let Facts { exe, exe_deleted, argv, cwd, completeness, .. } = forker.clone();
+        let Facts { exe, exe_deleted, argv, cwd, completeness, cgroup, container_id, .. } = forker;
         let facts = Facts { exe, exe_deleted, argv, cwd, completeness, ..facts };
-        if inherits_group { in_group_of(facts, forker) } else { facts }
+        if inherits_group { Facts { cgroup, container_id, ..facts } } else { facts }
     }
 
     fn change(
