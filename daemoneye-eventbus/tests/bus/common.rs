@@ -95,12 +95,7 @@ impl Bus {
 
     pub(crate) async fn try_writer(&self, log: Log) -> Result<Writer, ConnectError> {
         let options = ClientOptions::new("procmond", Role::Collector);
-        let position = Position {
-            stream: log.stream,
-            epoch: log.epoch,
-            first_unacknowledged: Sequence(1),
-            last: Sequence(log.last),
-        };
+        let position = log.position();
         let (client, publisher) =
             Client::connect_publisher(&self.socket(), options, position).await?;
         Ok(Writer { log, client, publisher })
@@ -118,6 +113,16 @@ pub(crate) struct Log {
 impl Log {
     pub(crate) fn new() -> Self {
         Self { stream: StreamId::random(), epoch: Epoch::first(), last: 0 }
+    }
+
+    /// Nothing is acknowledged yet.
+    pub(crate) fn position(&self) -> Position {
+        Position {
+            stream: self.stream,
+            epoch: self.epoch,
+            first_unacknowledged: Sequence(1),
+            last: Sequence(self.last),
+        }
     }
 
     pub(crate) fn entry(sequence: u64, topic: &str) -> Entry {

@@ -132,12 +132,7 @@ async fn a_peer_that_sends_and_never_reads_is_still_heard() {
     let bus = Bus::new().await;
     let mut peer = RawPeer::connect(&bus).await;
     let log = Log::new();
-    let position = Position {
-        stream: log.stream,
-        epoch: log.epoch,
-        first_unacknowledged: Sequence(1),
-        last: Sequence(0),
-    };
+    let position = log.position();
     peer.say_hello(Role::Collector, "loud", Some(position)).await;
     peer.send(&Frame::Subscribe(wire::SubscribeFrame {
         subscription: 1,

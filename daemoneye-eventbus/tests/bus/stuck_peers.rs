@@ -137,12 +137,7 @@ impl DeafBroker {
 
     async fn writer(&self) -> Writer {
         let log = Log::new();
-        let position = Position {
-            stream: log.stream,
-            epoch: log.epoch,
-            first_unacknowledged: Sequence(1),
-            last: Sequence(0),
-        };
+        let position = log.position();
         let options = ClientOptions::new("procmond", Role::Collector);
         let socket = self.directory.path().join("bus.sock");
         let connected = Client::connect_publisher(&socket, options, position);
