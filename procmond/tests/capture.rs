@@ -14,6 +14,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,9 @@ use procmond::source::{Observation, SourceChoice, SourceOptions, Started, probe_
 use tokio::sync::mpsc::error::TryRecvError;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Held by whoever knows processes by their pids, and alone by whoever has the kernel give one again.
+static PIDS: RwLock<()> = RwLock::new(());
 
 /// Whether tracepoints can be used here.
 fn can_use_ebpf() -> bool {
@@ -44,6 +49,8 @@ struct Watch {
     source: Started,
     tracker: Tracker,
     events: Vec<Event>,
+    /// Nobody chooses pids meanwhile.
+    _pids: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Watch {
@@ -52,8 +59,13 @@ impl Watch {
     }
 
     fn with(options: SourceOptions) -> Self {
+        let pids = PIDS.read().unwrap_or_else(PoisonError::into_inner);
+        Self::among(options, Some(pids))
+    }
+
+    fn among(options: SourceOptions, pids: Option<RwLockReadGuard<'static, ()>>) -> Self {
         let source = SourceChoice::Ebpf.start(options).expect("a source");
-        let mut watch = Self { source, tracker: Tracker::new(), events: Vec::new() };
+        let mut watch = Self { source, tracker: Tracker::new(), events: Vec::new(), _pids: pids };
         // What is there is of no interest here.
         watch.until("what is there", |events| !events.is_empty());
         watch.events.clear();
@@ -178,6 +190,28 @@ fn c1_every_short_life_is_one_start_and_one_stop() {
     assert!(starts.values().all(|count| *count == 1), "one start for each key");
 }
 
+/// The kernel gives up checking a program when a signal comes, as one does for every child that
+/// ends while another thread makes one.
+#[test]
+fn signals_do_not_keep_the_programs_out() {
+    if !can_use_ebpf() {
+        return;
+    }
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    run(&mut Command::new("true"));
+                }
+            });
+        }
+        let refused: Vec<_> = (0..30).filter_map(|_| probe_ebpf().err()).collect();
+        ends.store(true, Ordering::Relaxed);
+        assert!(refused.is_empty(), "{refused:?}");
+    });
+}
+
 /// What is stopped for a while and has little room loses some: exactly as many as it says, and
 /// whoever is still alive is found.
 #[test]
@@ -229,7 +263,8 @@ fn c2_every_reuse_of_a_pid_is_another_process() {
     if !can_use_ebpf() {
         return;
     }
-    let mut watch = Watch::begin();
+    let _alone = PIDS.write().unwrap_or_else(PoisonError::into_inner);
+    let mut watch = Watch::among(SourceOptions::every(Duration::from_secs(1)), None);
     let wanted = run(&mut Command::new("true")) + 1000;
     let mut lives = Vec::new();
     for n in 0..LIVES * 20 {

@@ -15,6 +15,7 @@ mod heap;
 mod record;
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as blocking;
@@ -22,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, MapData, RingBuf};
-use aya::programs::BtfTracePoint;
+use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 use daemoneye_lib::models::process::{Completeness, SourceName};
 use daemoneye_lib::stream::wall_clock_ns;
@@ -49,6 +50,8 @@ const PROGRAMS: [(&str, &str); 5] = [
 
 /// Enough to find out whether the kernel takes the programs, on every page size.
 const PROBE_RING_BYTES: u32 = 64 << 10;
+/// How often the kernel is asked to check a program while signals keep it from it.
+const CHECKS_MAX: u32 = 100;
 /// Bytes taken out of the ring at once.
 const CHUNK_BYTES: usize = 64 << 10;
 /// Chunks that wait for the teller: the ring is where things wait, and where it is known how many do not.
@@ -128,7 +131,7 @@ fn load_with(btf: &Btf, ring_bytes: u32) -> Result<Programs, SourceError> {
     for (name, tracepoint) in PROGRAMS {
         let program = loaded.program_mut(name).ok_or_else(|| missing(name))?;
         let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
-        program.load(tracepoint, btf).map_err(refused)?;
+        check(program, tracepoint, btf).map_err(refused)?;
         program.attach().map_err(refused)?;
     }
     let ring = loaded.take_map("events").ok_or_else(|| missing("events"))?;
@@ -138,6 +141,18 @@ fn load_with(btf: &Btf, ring_bytes: u32) -> Result<Programs, SourceError> {
         lost: Array::try_from(lost).map_err(refused)?,
         _loaded: loaded,
     })
+}
+
+/// Has the kernel check a program. It gives up when a signal comes, and is then asked again.
+fn check(program: &mut BtfTracePoint, tracepoint: &str, btf: &Btf) -> Result<(), ProgramError> {
+    for _ in 1..CHECKS_MAX {
+        match program.load(tracepoint, btf) {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+    program.load(tracepoint, btf)
 }
 
 fn refused(source: impl std::error::Error + Send + Sync + 'static) -> SourceError {
