@@ -25,6 +25,7 @@ struct event {
 	u64 lost;
 	u64 cpu_ns;
 	u64 peak_pages;
+	u64 capabilities; // In effect.
 	u32 pid;
 	u32 ppid;
 	u32 forker; // Who made it: its parent, or that one's child (CLONE_PARENT).
@@ -103,6 +104,9 @@ static __always_inline struct event *about(struct task_struct *task, u32 kind)
 	event->euid = BPF_CORE_READ(cred, euid.val);
 	event->gid = BPF_CORE_READ(cred, gid.val);
 	event->egid = BPF_CORE_READ(cred, egid.val);
+	// As one number since Linux 6.3, as two halves of it before.
+	event->capabilities = 0;
+	bpf_core_read(&event->capabilities, sizeof(event->capabilities), &cred->cap_effective);
 	event->login_uid = -1;
 	if (bpf_core_field_exists(task->loginuid))
 		event->login_uid = BPF_CORE_READ(task, loginuid.val);

@@ -28,6 +28,7 @@ enum pid_type { PIDTYPE_PID, PIDTYPE_TGID, PIDTYPE_PGID, PIDTYPE_SID, PIDTYPE_MA
 typedef struct { int counter; } atomic_t;
 typedef struct { u32 val; } kuid_t;
 typedef struct { u32 val; } kgid_t;
+typedef struct { u64 val; } kernel_cap_t;
 
 struct ns_common { u32 inum; };
 struct user_namespace { struct ns_common ns; };
@@ -51,6 +52,7 @@ struct cred {
 	kgid_t gid;
 	kuid_t euid;
 	kgid_t egid;
+	kernel_cap_t cap_effective;
 	struct user_namespace *user_ns;
 };
 struct signal_struct {

@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use daemoneye_lib::display;
 use daemoneye_lib::models::ByteString;
-use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision, Namespaces, SourceName};
+use daemoneye_lib::models::process::{
+    Capabilities, Completeness, Exit, KeyPrecision, Namespaces, Sha256, SourceName,
+};
 use daemoneye_lib::redaction::RedactedArgv;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -160,6 +162,8 @@ pub struct Facts {
     pub cgroup: Option<ByteString>,
     pub container_id: Option<String>,
     pub namespaces: Option<Namespaces>,
+    pub capabilities: Option<Capabilities>,
+    pub exe_sha256: Option<Sha256>,
     pub completeness: Completeness,
 }
 
@@ -182,6 +186,8 @@ impl Facts {
             cgroup: None,
             container_id: None,
             namespaces: None,
+            capabilities: None,
+            exe_sha256: None,
             completeness,
         }
     }

@@ -53,6 +53,8 @@ fn event(sequence: u64) -> Event {
         source: SourceName::Poll,
         completeness: Completeness::Complete,
         inferred: false,
+        capabilities: None,
+        exe_sha256: None,
     })
 }
 

@@ -7,6 +7,8 @@ mod key;
 
 pub use key::{KeyPrecision, ProcessKey};
 
+use std::fmt;
+
 use bincode::{Decode, Encode};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
@@ -29,7 +31,7 @@ use crate::redaction::RedactedArgv;
 ///     \x01\x00\x01\x01\x01\x01\x12\x01\x01\x01\xfc\x00\xca\x9a\x3b\x00\x01\xfb\x00\
 ///     \x10\x3f\x2a\x9c\x1e\x01\x02\x43\x04\x85\x06\x07\x08\x09\x0a\x0b\x0c\xfb\x67\
 ///     \x12\xfc\x40\xe2\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\
-///     \x00\x00\x00\x00\x00\x00\xfd\x00\x94\x89\xe3\xfc\x39\x2f\x2f\x00\x02\x00\x00";
+///     \x00\x00\x00\x00\x00\x00\xfd\x00\x94\x89\xe3\xfc\x39\x2f\x2f\x00\x02\x00\x00\x00\x00";
 /// let Event::Process(event) = Event::decode(payload)? else { panic!("a gap") };
 /// assert_eq!(event.pid(), 4711);
 /// assert_eq!(event.key.to_string(), "3f2a9c1e-4711-123456.0");
@@ -112,6 +114,12 @@ pub struct ProcessEvent {
     /// Not seen but concluded, by comparing what is with what was known before: the time is that
     /// of the conclusion.
     pub inferred: bool,
+    /// What it may do beyond what its users may (Linux).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// The SHA-256 of the executable that it runs, where this was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exe_sha256: Option<Sha256>,
 }
 
 /// What happened to the process, with the facts that only this has.
@@ -179,6 +187,41 @@ pub enum FieldChange {
     Session(Option<u32>),
     /// The control group.
     Cgroup(Option<ByteString>),
+    /// The effective capabilities.
+    Capabilities(Option<Capabilities>),
+}
+
+/// A set of capabilities in effect: the bit of a number is that capability, as `capabilities(7)`
+/// numbers them. JSON has it as `/proc/<pid>/status` does, 16 hexadecimal digits.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug, Encode, Decode)]
+pub struct Capabilities(pub u64);
+
+impl fmt::Display for Capabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl Serialize for Capabilities {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The SHA-256 of a file. JSON has 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Encode, Decode)]
+pub struct Sha256(pub [u8; 32]);
+
+impl fmt::Display for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl Serialize for Sha256 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// The inode numbers of a process's namespaces: equal numbers, shared namespace.
@@ -231,8 +274,8 @@ impl SourceName {
     }
 }
 
-impl std::fmt::Display for SourceName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }

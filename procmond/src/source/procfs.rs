@@ -290,6 +290,7 @@ fn first_sight(stat: &Stat, ids: Option<Ids>) -> Facts {
         facts.euid = Some(ids.euid);
         facts.gid = Some(ids.gid);
         facts.egid = Some(ids.egid);
+        facts.capabilities = ids.capabilities;
     }
     facts
 }

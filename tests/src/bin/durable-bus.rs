@@ -92,6 +92,8 @@ fn event() -> Event {
             source: SourceName::Poll,
             completeness: Completeness::Complete,
             inferred: false,
+            capabilities: None,
+            exe_sha256: None,
         })
     };
     let rest = EVENT_BYTES.saturating_sub(of_length(0).encode().len());

@@ -5,8 +5,8 @@ use super::*;
 use crate::models::ByteString;
 use crate::models::gap::GapReason;
 use crate::models::process::{
-    Completeness, Exit, FieldChange, KeyPrecision, Namespaces, ProcessEventKind, ProcessKey,
-    SourceName,
+    Capabilities, Completeness, Exit, FieldChange, KeyPrecision, Namespaces, ProcessEventKind,
+    ProcessKey, Sha256, SourceName,
 };
 use crate::redaction::RawArgv;
 use crate::stream::Sequence;
@@ -47,6 +47,8 @@ fn process(kind: ProcessEventKind) -> ProcessEvent {
         source: SourceName::Poll,
         completeness: Completeness::Complete,
         inferred: false,
+        capabilities: Some(Capabilities(0x1_0021)),
+        exe_sha256: Some(Sha256([0xab; 32])),
     }
 }
 
@@ -69,6 +71,8 @@ fn bare(kind: ProcessEventKind) -> ProcessEvent {
         namespaces: None,
         start_time_ns: None,
         monotonic_ns: None,
+        capabilities: None,
+        exe_sha256: None,
         ..process(kind)
     }
 }
@@ -97,7 +101,9 @@ fn samples() -> [(Event, EventKind, &'static str); 4] {
                 "6e2f736c6565700100011b736c656570002d2d746f6b656e3d5b524544414354",
                 "45445d0039000001062f746d702fff01fbe803010001fbe80301fbe8030001fb",
                 "5c12010b2f757365722e736c696365000101fcfcffffef00000000000001fd00",
-                "00546cfc392f2ffd009489e3fc392f2f01fd006a1dad1f010000020000",
+                "00546cfc392f2ffd009489e3fc392f2f01fd006a1dad1f01000002000001fc21",
+                "00010001abababababababababababababababababababababababababababab",
+                "abababab",
             ),
         ),
         (
@@ -114,7 +120,7 @@ fn samples() -> [(Event, EventKind, &'static str); 4] {
             concat!(
                 "01000101010112010101fc00ca9a3b0001fb00103f2a9c1e0102430485060708",
                 "090a0b0cfb6712fc40e2010000010000000000000000000000000000000000fd",
-                "009489e3fc392f2f00020000",
+                "009489e3fc392f2f000200000000",
             ),
         ),
         (
@@ -123,14 +129,15 @@ fn samples() -> [(Event, EventKind, &'static str); 4] {
                     FieldChange::Name(Some("sh".into())),
                     FieldChange::Argv(None),
                     FieldChange::Cgroup(Some("/".into())),
+                    FieldChange::Capabilities(Some(Capabilities(1))),
                 ],
             })
             .into(),
             EventKind::Modify,
             concat!(
-                "01000203000102736802000901012f3f2a9c1e0102430485060708090a0b0cfb",
-                "6712fc40e2010000010000000000000000000000000000000000fd009489e3fc",
-                "392f2f00020000",
+                "01000204000102736802000901012f0a01013f2a9c1e0102430485060708090a",
+                "0b0cfb6712fc40e2010000010000000000000000000000000000000000fd0094",
+                "89e3fc392f2f000200000000",
             ),
         ),
         (gap().into(), EventKind::Gap, "010102010301070109010100fb58020c62616420636865636b73756d"),
@@ -171,6 +178,7 @@ fn json_is_flat_and_leaves_out_what_is_unknown() {
             "start_time_ns": 1_700_000_000_000_000_000_i64,
             "time_ns": 1_700_000_001_000_000_000_i64, "monotonic_ns": 1_235_560_000_000_u64,
             "source": "poll", "completeness": "complete", "inferred": false,
+            "capabilities": "0000000000010021", "exe_sha256": "ab".repeat(32),
         })
     );
     let modify = ProcessEventKind::Modify { changes: vec![FieldChange::Uid(Some(1))] };

@@ -165,6 +165,9 @@ fn changed(change: &FieldChange, now: &ProcessEvent) -> Option<String> {
             ("login uid", text(old.as_ref()), text(now.login_uid.as_ref()))
         }
         FieldChange::Session(old) => ("session", text(old.as_ref()), text(now.session.as_ref())),
+        FieldChange::Capabilities(old) => {
+            ("capabilities", text(old.as_ref()), text(now.capabilities.as_ref()))
+        }
     };
     Some(format!("{field} {old} → {new}"))
 }

@@ -45,6 +45,8 @@ pub(super) fn start_event(
         source: look.source,
         completeness: facts.completeness,
         inferred: false,
+        capabilities: facts.capabilities,
+        exe_sha256: facts.exe_sha256,
     }
 }
 
@@ -82,10 +84,12 @@ impl Entry {
         take!(login_uid, LoginUid);
         take!(session, Session);
         take!(cgroup, Cgroup);
+        take!(capabilities, Capabilities);
         known.exe_deleted = facts.exe_deleted;
         known.cwd.clone_from(&facts.cwd);
         known.container_id.clone_from(&facts.container_id);
         known.namespaces = facts.namespaces;
+        known.exe_sha256 = facts.exe_sha256;
         known.completeness = facts.completeness;
         // The parent stays the one that it was seen with first: a new one only adopted it.
         (!changes.is_empty()).then(|| self.event(ProcessEventKind::Modify { changes }, look))
@@ -110,6 +114,8 @@ impl Entry {
             cgroup: start.cgroup,
             container_id: start.container_id,
             namespaces: start.namespaces,
+            capabilities: start.capabilities,
+            exe_sha256: start.exe_sha256,
             completeness: start.completeness,
         }
     }

@@ -130,8 +130,9 @@ impl Tracker {
     /// What a process has from the one that made it, until it runs a program of its own.
     fn inherited(&self, forker: u32, inherits_group: bool, facts: Facts) -> Facts {
         let Some(forker) = self.processes.get(&forker).map(Entry::facts) else { return facts };
-        let Facts { exe, exe_deleted, argv, cwd, completeness, cgroup, container_id, .. } = forker;
-        let facts = Facts { exe, exe_deleted, argv, cwd, completeness, ..facts };
+        let Facts { exe, exe_deleted, exe_sha256, argv, cwd, completeness, .. } = forker;
+        let facts = Facts { exe, exe_deleted, exe_sha256, argv, cwd, completeness, ..facts };
+        let Facts { cgroup, container_id, .. } = forker;
         if inherits_group { Facts { cgroup, container_id, ..facts } } else { facts }
     }
 

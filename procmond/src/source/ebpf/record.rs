@@ -1,7 +1,7 @@
 //! One record of the kernel's ring, as `bpf/capture.bpf.c` writes it.
 
 use daemoneye_lib::models::ByteString;
-use daemoneye_lib::models::process::{Completeness, Exit, Namespaces};
+use daemoneye_lib::models::process::{Capabilities, Completeness, Exit, Namespaces};
 use daemoneye_lib::redaction::RawArgv;
 
 use crate::source::{Facts, exit_of};
@@ -35,6 +35,7 @@ pub(super) struct Record<'a> {
     pub(super) lost: u64,
     cpu_ns: u64,
     peak_pages: u64,
+    capabilities: Capabilities,
     pub(super) pid: u32,
     ppid: u32,
     /// Who made it.
@@ -73,6 +74,7 @@ impl<'a> Record<'a> {
             lost: u64(rest)?,
             cpu_ns: u64(rest)?,
             peak_pages: u64(rest)?,
+            capabilities: Capabilities(u64(rest)?),
             pid: u32(rest)?,
             ppid: u32(rest)?,
             forker: u32(rest)?,
@@ -153,6 +155,8 @@ impl<'a> Record<'a> {
             cgroup: None,
             container_id: None,
             namespaces: Some(Namespaces { pid, mnt, net, user, uts, ipc, cgroup }),
+            capabilities: Some(self.capabilities),
+            exe_sha256: None,
             completeness,
         }
     }
@@ -211,9 +215,9 @@ mod tests {
 
     #[test]
     fn whatever_is_cut_short_is_no_record() {
-        let mut bytes = vec![0; 144];
+        let mut bytes = vec![0; 152];
         bytes[0] = 2;
-        bytes[116] = 3;
+        bytes[124] = 3;
         bytes.extend_from_slice(b"a\0b");
         let record = Record::read(&bytes).unwrap();
         assert_eq!((record.kind, record.argv), (Kind::Exec, &b"a\0b"[..]));

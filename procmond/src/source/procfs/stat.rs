@@ -1,5 +1,7 @@
 //! Reading `/proc/<pid>/stat` and `status`.
 
+use daemoneye_lib::models::process::Capabilities;
+
 /// The kernel shows times to user space in 1/100 s on every architecture that Rust's standard
 /// library supports, whatever its own clock: so a tick is the 10 ms of a process key.
 pub(super) const TICK_NS: u64 = 10_000_000;
@@ -24,13 +26,14 @@ pub(super) struct Stat {
     pub(super) wait_status: Option<i32>,
 }
 
-/// Users and groups, real and effective.
+/// Users and groups, real and effective, and effective capabilities.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Ids {
     pub(super) uid: u32,
     pub(super) euid: u32,
     pub(super) gid: u32,
     pub(super) egid: u32,
+    pub(super) capabilities: Option<Capabilities>,
 }
 
 impl Stat {
@@ -89,14 +92,19 @@ fn without_work(mut name: Vec<u8>) -> Vec<u8> {
 
 /// Reads the ids from `status`.
 pub(super) fn parse_ids(bytes: &[u8]) -> Option<Ids> {
-    let pair = |label: &[u8]| {
+    let words = |label: &[u8]| {
         let line = bytes.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(label))?;
-        let mut ids = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
+        Some(std::str::from_utf8(line).ok()?.split_ascii_whitespace())
+    };
+    let pair = |label: &[u8]| {
+        let mut ids = words(label)?;
         Some((ids.next()?.parse().ok()?, ids.next()?.parse().ok()?))
     };
     let (uid, euid) = pair(b"Uid:")?;
     let (gid, egid) = pair(b"Gid:")?;
-    Some(Ids { uid, euid, gid, egid })
+    let capabilities =
+        words(b"CapEff:").and_then(|mut set| u64::from_str_radix(set.next()?, 16).ok());
+    Some(Ids { uid, euid, gid, egid, capabilities: capabilities.map(Capabilities) })
 }
 
 /// Reads `/proc/uptime`: seconds with two decimals.
@@ -152,8 +160,9 @@ mod tests {
             assert!(parse(text.as_bytes()).is_none(), "{text:?}");
         }
         assert_eq!(
-            parse_ids(b"Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n").unwrap(),
-            Ids { uid: 1, euid: 2, gid: 5, egid: 6 }
+            parse_ids(b"Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nCapEff:\t00000000a80425fb\n")
+                .unwrap(),
+            Ids { uid: 1, euid: 2, gid: 5, egid: 6, capabilities: Some(Capabilities(0xa804_25fb)) }
         );
         assert!(parse_ids(b"Uid:\t1\n").is_none());
         assert_eq!(uptime_ns("12.34 5.6\n"), Some(12_340_000_000));
