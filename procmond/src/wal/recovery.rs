@@ -20,7 +20,7 @@ use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 use super::format::{FRAME_BYTES, FrameHead, Label, Rest};
 use super::reader::LostReason;
 use super::reserve;
-use super::segment::{self, EMPTY_BYTES, Ends, FileName};
+use super::segment::{self, EMPTY_BYTES, Ends, FileName, NotBegun};
 use super::state::{Segment, SegmentKey};
 use super::storage::{Storage, StorageFile};
 use super::writer::{Active, random_salt};
@@ -128,10 +128,10 @@ pub(crate) fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, Wa
     let active = match segment::create(storage, dir, &label) {
         Ok((path, file)) => Active::new(file, path, label, 0),
         // Whoever is to drain the log has to open it.
-        Err(full @ WalError::DiskFull { .. }) => {
+        Err(NotBegun { error: full @ WalError::DiskFull { .. }, .. }) => {
             reserve::begin_segment(storage, dir, label).map_err(|_| full)?
         }
-        Err(error) => return Err(error),
+        Err(failed) => return Err(failed.error),
     };
 
     report.first = log.segments.front().map_or(label.first, |segment| segment.first);

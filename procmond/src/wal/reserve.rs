@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::WalError;
 use super::format::{Label, Rest};
-use super::segment;
+use super::segment::{self, NotBegun};
 use super::storage::Storage;
 use super::writer::Active;
 
@@ -40,7 +40,7 @@ pub(super) fn begin_segment(
     storage: &dyn Storage,
     dir: &Path,
     label: Label,
-) -> Result<Active, WalError> {
+) -> Result<Active, NotBegun> {
     let reserve = path(dir);
     let file =
         storage.open(&reserve, true).map_err(|source| WalError::io("open", &reserve, source))?;

@@ -68,18 +68,37 @@ impl std::fmt::Display for FileName {
     }
 }
 
+/// Why a segment was not begun.
+pub(crate) struct NotBegun {
+    pub(crate) error: WalError,
+    /// Its file may have its final name all the same, now or after a power cut. Whoever finds it
+    /// takes the segment before to end where this one begins: nothing may be written there.
+    pub(crate) perhaps_named: bool,
+}
+
+impl From<WalError> for NotBegun {
+    fn from(error: WalError) -> Self {
+        Self { error, perhaps_named: false }
+    }
+}
+
+impl From<NotBegun> for WalError {
+    fn from(failed: NotBegun) -> Self {
+        failed.error
+    }
+}
+
 /// Creates a segment under its final name, durably: whoever finds the name finds a whole header.
 pub(crate) fn create(
     storage: &dyn Storage,
     dir: &Path,
     label: &Label,
-) -> Result<(PathBuf, Box<dyn StorageFile>), WalError> {
+) -> Result<(PathBuf, Box<dyn StorageFile>), NotBegun> {
     let unfinished = FileName::Unfinished(label.segment).path(dir);
     let path = FileName::Segment(label.segment).path(dir);
-    let made = create_as(storage, &unfinished, label).and_then(|file| {
-        name(storage, dir, &unfinished, &path)?;
-        Ok(file)
-    });
+    let made = create_as(storage, &unfinished, label)
+        .map_err(NotBegun::from)
+        .and_then(|file| name(storage, dir, &unfinished, &path).map(|()| file));
     match made {
         Ok(file) => Ok((path, file)),
         Err(error) => {
@@ -98,7 +117,7 @@ pub(crate) fn adopt(
     label: &Label,
     file: &dyn StorageFile,
     prepared: &Path,
-) -> Result<PathBuf, WalError> {
+) -> Result<PathBuf, NotBegun> {
     let path = FileName::Segment(label.segment).path(dir);
     begin(file, prepared, label)?;
     name(storage, dir, prepared, &path)?;
@@ -148,11 +167,12 @@ pub(crate) fn mend_header(
 }
 
 /// Gives a segment its final name, durably.
-fn name(storage: &dyn Storage, dir: &Path, from: &Path, path: &Path) -> Result<(), WalError> {
+fn name(storage: &dyn Storage, dir: &Path, from: &Path, path: &Path) -> Result<(), NotBegun> {
     storage
         .rename(from, path)
-        .map_err(|source| WalError::io("rename a segment to", path, source))?;
-    storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))
+        .map_err(|source| WalError::io("rename a segment to", path, source))
+        .and_then(|()| storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source)))
+        .map_err(|error| NotBegun { error, perhaps_named: true })
 }
 
 /// Creates a segment under a temporary name; its bytes are durable, its name is not.

@@ -12,7 +12,7 @@ use super::format::{FRAME_BYTES, HEADER_BYTES, Label, Rest, encode_frame, salt_f
 use super::segment::EMPTY_BYTES;
 use super::storage::faulty::{Fault, Faulty, Op};
 use super::wait::block_on;
-use super::{Entry, Recovery, WalError, WalOptions, WriteAheadLog, inspect};
+use super::{Entry, NewRecord, Recovery, WalError, WalOptions, WriteAheadLog, inspect};
 
 fn quick() -> WalOptions {
     WalOptions { commit_delay: Duration::ZERO, ..WalOptions::default() }
@@ -211,6 +211,57 @@ fn w8_a_full_disk_refuses_and_recovers() {
             assert_eq!(read(&log), numbers(1, n + 1));
         }
     }
+}
+
+/// With the budget nearly spent a segment was left to get its room back, and the next one's name
+/// could not be made durable. When there was room in another way the writer went on in the segment
+/// before, and the next opening took that one to end where the other begins.
+#[test]
+fn w1_nothing_is_written_behind_a_segment_begun_to_make_room() {
+    const BUDGET: u64 = 16 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let storage = working();
+    let (log, _) =
+        open_on(&storage, dir.path(), WalOptions { disk_budget_bytes: BUDGET, ..growing() });
+    let append = |n: u64, bytes: usize| {
+        let record = NewRecord { kind: 1, timestamp_ns: n as i64, payload: &vec![0; bytes] };
+        log.append_blocking(&[record]).map(|receipt| receipt.sequence.0)
+    };
+    // Three full segments, and one that is worth leaving.
+    for _ in 0..15 {
+        append(0, 900).unwrap();
+    }
+    assert_eq!(log.stats().segments, 4);
+    let (deleted, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    storage.replan({
+        let (deleted, refused) = (Arc::clone(&deleted), Arc::clone(&refused));
+        move |op, _| {
+            let keeper = std::thread::current().name() == Some("wal-keeper");
+            let failed = refused.load(Ordering::SeqCst) > 0;
+            match op {
+                // It goes when the writer has tried to have its room without.
+                Op::Unlink if keeper && !failed => return Some(EIO),
+                Op::Unlink if keeper => drop(deleted.fetch_add(1, Ordering::SeqCst)),
+                Op::SyncDir if !keeper && deleted.load(Ordering::SeqCst) < 3 => {
+                    refused.fetch_add(1, Ordering::SeqCst);
+                    return Some(Fault::Error(ErrorKind::ReadOnlyFilesystem));
+                }
+                _ => {}
+            }
+            None
+        }
+    });
+    log.acknowledge(log.last()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while log.stats().deleted < 3 || append(1, 100).is_err() {
+        assert!(Instant::now() < deadline, "the log did not recover");
+        std::thread::yield_now();
+    }
+    assert!(refused.load(Ordering::SeqCst) > 0);
+    let last = append(2, 100).unwrap();
+    log.close().unwrap();
+    let (log, recovery) = open_on(&working(), dir.path(), small());
+    assert_eq!(log.last(), Sequence(last), "{recovery:?}");
 }
 
 /// Without prepared segments: one of them would be written to where another has no room.

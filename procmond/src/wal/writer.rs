@@ -24,7 +24,7 @@ use super::group::{Group, Span};
 use super::keeper::{Desk, Spare};
 use super::lock::DirLock;
 use super::reserve;
-use super::segment::{self, EMPTY_BYTES};
+use super::segment::{self, EMPTY_BYTES, NotBegun};
 use super::state::{NewStream, Segment, SegmentKey, Shared, State};
 use super::storage::{Storage, StorageFile};
 use super::{Rotation, SyncMode, WalError};
@@ -129,7 +129,8 @@ pub(super) struct Writer {
     pub(super) unsynced_since: Option<Instant>,
     /// Records in the last group, while more than one: the cohort to linger for.
     pub(super) cohort: usize,
-    /// The active segment has failed: nothing is written to it again.
+    /// The active segment has failed, or the next may have its name already: nothing is written to
+    /// it again.
     pub(super) abandoned: bool,
     /// The system refuses to write.
     pub(super) refused: bool,
@@ -643,7 +644,10 @@ impl Writer {
             rest: spare.as_ref().map_or(Rest::Nothing, |spare| spare.rest),
             ..self.active.label
         };
-        let active = self.begin_segment(label, spare).map_err(Failure::from)?;
+        let active = self.begin_segment(label, spare).map_err(|failed| {
+            self.abandoned |= failed.perhaps_named;
+            Failure::from(failed.error)
+        })?;
         let left = std::mem::replace(&mut self.active, active);
         // What failed may stand there.
         let left_bytes = if self.abandoned { left.file.len().ok() } else { None };
@@ -688,7 +692,7 @@ impl Writer {
         None
     }
 
-    fn begin_segment(&mut self, label: Label, spare: Option<Spare>) -> Result<Active, WalError> {
+    fn begin_segment(&mut self, label: Label, spare: Option<Spare>) -> Result<Active, NotBegun> {
         let dir = &self.shared.dir;
         let storage = &*self.storage;
         if let Some(lock) = &self.lock {
@@ -698,9 +702,14 @@ impl Writer {
         match spare {
             None => match segment::create(storage, dir, &label) {
                 Ok((path, file)) => Ok(Active::new(file, path, label, 0)),
-                Err(full @ WalError::DiskFull { .. }) if self.from_reserve => {
+                Err(NotBegun { error: full @ WalError::DiskFull { .. }, perhaps_named })
+                    if self.from_reserve =>
+                {
                     self.desk.used_reserve();
-                    reserve::begin_segment(storage, dir, label).map_err(|_| full)
+                    reserve::begin_segment(storage, dir, label).map_err(|failed| NotBegun {
+                        error: full,
+                        perhaps_named: perhaps_named || failed.perhaps_named,
+                    })
                 }
                 Err(error) => Err(error),
             },

@@ -268,3 +268,41 @@ fn w1_a_new_stream_is_not_gone_with_its_first_segment() {
         assert_eq!(read(&log), (first.0 as u8..14).collect::<Vec<_>>(), "{fails}");
     }
 }
+
+/// On a full disk the next segment was begun in what is kept in reserve, to say what was
+/// acknowledged, and its name could not be made durable. The writer went on in the segment before,
+/// and the next opening took that one to end where the other begins.
+#[test]
+fn w1_nothing_is_written_behind_a_segment_that_may_have_its_name() {
+    for kind in [ErrorKind::Other, ErrorKind::StorageFull, ErrorKind::ReadOnlyFilesystem] {
+        let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+        let log = open(&disk, dir.path(), WalOptions { prepare: false, ..quick() });
+        for n in 0..12 {
+            append(&log, n, 700).unwrap();
+        }
+        let reserve = dir.path().join("procmond.reserve");
+        until("there is a reserve", || disk.bytes(&reserve).is_some_and(|it| it.len() == 4096));
+        disk.set_capacity(disk.used_bytes());
+        let refused = append(&log, 12, 700);
+        assert!(matches!(refused, Err(WalError::DiskFull { .. })), "{refused:?}");
+        let first = log.inner.shared.lock().segments[0].last;
+        disk.arm(Armed { which: Which::SyncDir, after: 0, fault: Fault::Error(kind) });
+        log.acknowledge(first).unwrap();
+        let mut struck = Vec::new();
+        until("the name is not durable", || {
+            struck.extend(disk.take_struck());
+            !struck.is_empty()
+        });
+        disk.set_capacity(u64::MAX);
+        until("there is room", || append(&log, 13, 700).is_ok());
+        let held = read(&log);
+        let cut = disk.snapshot();
+        log.close().unwrap();
+        assert_eq!(read(&open(&disk, dir.path(), quick())), held, "{kind}");
+        for luck in 0..12 {
+            let after = cut.snapshot();
+            after.power_cut(luck);
+            assert_eq!(read(&open(&after, dir.path(), quick())), held, "{kind}, {luck}");
+        }
+    }
+}
