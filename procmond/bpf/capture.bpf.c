@@ -34,12 +34,17 @@ struct event {
 	u32 login_uid;
 	u32 pid_ns, mnt_ns, net_ns, user_ns, uts_ns, ipc_ns, cgroup_ns;
 	u32 status; // As wait(2) has it.
-	u32 argv_bytes, exe_bytes, cwd_bytes; // In this order from `data` on.
 	char name[16];
+	// What follows is there for programs only.
+	u32 argv_bytes, exe_bytes, cwd_bytes; // In this order from `data` on.
+	u32 exe_device; // As the kernel has it: 20 bits of minor number.
+	u32 exe_ctime_nsec;
+	u64 exe_inode, exe_size, exe_ctime_sec;
 	// A path's parts, the last one first, each ended by a zero.
 	char data[ARGV_BYTES + 2 * PATH_BYTES];
 };
-#define HEAD_BYTES __builtin_offsetof(struct event, data)
+#define HEAD_BYTES __builtin_offsetof(struct event, argv_bytes)
+#define EXEC_HEAD_BYTES __builtin_offsetof(struct event, data)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -123,9 +128,6 @@ static __always_inline struct event *about(struct task_struct *task, u32 kind)
 	event->ipc_ns = BPF_CORE_READ(namespaces, ipc_ns, ns.inum);
 	event->cgroup_ns = BPF_CORE_READ(namespaces, cgroup_ns, ns.inum);
 	event->status = 0;
-	event->argv_bytes = 0;
-	event->exe_bytes = 0;
-	event->cwd_bytes = 0;
 	BPF_CORE_READ_INTO(&event->name, task, comm);
 	return event;
 }
@@ -192,6 +194,29 @@ static __always_inline u32 write_path(struct event *event, const struct path *pa
 	return walk.at;
 }
 
+// Says which file it is and in which state.
+static __always_inline void identify(struct event *event, struct inode *inode)
+{
+	event->exe_device = BPF_CORE_READ(inode, i_sb, s_dev);
+	event->exe_inode = BPF_CORE_READ(inode, i_ino);
+	event->exe_size = BPF_CORE_READ(inode, i_size);
+	if (bpf_core_field_exists(inode->i_ctime_sec)) {
+		event->exe_ctime_sec = BPF_CORE_READ(inode, i_ctime_sec);
+		// Since Linux 6.13 the highest bit says whether anybody has asked for it.
+		event->exe_ctime_nsec = BPF_CORE_READ(inode, i_ctime_nsec) & ~(1u << 31);
+		return;
+	}
+	struct inode___timespec *newer = (void *)inode;
+	struct inode___plain *older = (void *)inode;
+	if (bpf_core_field_exists(newer->__i_ctime)) {
+		event->exe_ctime_sec = BPF_CORE_READ(newer, __i_ctime.tv_sec);
+		event->exe_ctime_nsec = BPF_CORE_READ(newer, __i_ctime.tv_nsec);
+	} else {
+		event->exe_ctime_sec = BPF_CORE_READ(older, i_ctime.tv_sec);
+		event->exe_ctime_nsec = BPF_CORE_READ(older, i_ctime.tv_nsec);
+	}
+}
+
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
@@ -230,13 +255,15 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 
 	u32 end = bytes;
 	struct file *file = BPF_CORE_READ(memory, exe_file);
-	if (BPF_CORE_READ(file, f_path.dentry, d_inode, i_nlink) == 0)
+	struct inode *inode = BPF_CORE_READ(file, f_path.dentry, d_inode);
+	if (BPF_CORE_READ(inode, i_nlink) == 0)
 		event->flags |= EXE_DELETED;
+	identify(event, inode);
 	u32 exe_end = write_path(event, &file->f_path, end, EXE_CUT);
 	event->exe_bytes = exe_end - end;
 	u32 cwd_end = write_path(event, &BPF_CORE_READ(task, fs)->pwd, exe_end, CWD_CUT);
 	event->cwd_bytes = cwd_end - exe_end;
-	u64 size = HEAD_BYTES + cwd_end;
+	u64 size = EXEC_HEAD_BYTES + cwd_end;
 	if (size > sizeof(*event))
 		size = sizeof(*event);
 	send(event, size);

@@ -64,7 +64,19 @@ struct signal_struct {
 };
 struct cgroup;
 struct css_set;
-struct inode { unsigned int i_nlink; };
+struct super_block { u32 s_dev; };
+struct timespec64 { s64 tv_sec; long tv_nsec; };
+struct inode {
+	unsigned int i_nlink;
+	unsigned long i_ino;
+	s64 i_size;
+	struct super_block *i_sb;
+	s64 i_ctime_sec;
+	u32 i_ctime_nsec;
+};
+/* Before Linux 6.11, and before 6.6. */
+struct inode___timespec { struct timespec64 __i_ctime; };
+struct inode___plain { struct timespec64 i_ctime; };
 struct qstr { const unsigned char *name; };
 struct dentry { struct dentry *d_parent; struct qstr d_name; struct inode *d_inode; };
 struct vfsmount { struct dentry *mnt_root; };

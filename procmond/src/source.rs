@@ -151,6 +151,8 @@ pub struct Facts {
     pub name: Option<ByteString>,
     pub exe: Option<ByteString>,
     pub exe_deleted: Option<bool>,
+    /// The file that `exe` named when this was seen. In no event: it says what a digest is of.
+    pub exe_file: Option<FileIdentity>,
     pub argv: Option<RedactedArgv>,
     pub cwd: Option<ByteString>,
     pub uid: Option<u32>,
@@ -167,6 +169,39 @@ pub struct Facts {
     pub completeness: Completeness,
 }
 
+/// A file, and a state of it: whoever writes to it or puts another in its place makes another
+/// identity, as far as the file system's clock goes.
+///
+/// From a path, `stat` gives the same numbers, but for the device on file systems that show user
+/// space another than the kernel has (btrfs, and overlayfs over several file systems).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FileIdentity {
+    /// The device, as `st_dev` has it.
+    pub device: u64,
+    /// The inode's number on that device.
+    pub inode: u64,
+    /// In bytes.
+    pub size: u64,
+    /// When content or attributes last changed, in seconds since 1970.
+    pub ctime_sec: i64,
+    /// The nanoseconds of that second.
+    pub ctime_nsec: i64,
+}
+
+#[cfg(target_os = "linux")]
+impl From<&std::fs::Metadata> for FileIdentity {
+    fn from(metadata: &std::fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            ctime_sec: metadata.ctime(),
+            ctime_nsec: metadata.ctime_nsec(),
+        }
+    }
+}
+
 impl Facts {
     /// Nothing known yet.
     pub(crate) const fn unknown(completeness: Completeness) -> Self {
@@ -175,6 +210,7 @@ impl Facts {
             name: None,
             exe: None,
             exe_deleted: None,
+            exe_file: None,
             argv: None,
             cwd: None,
             uid: None,

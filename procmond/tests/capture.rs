@@ -13,6 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -24,7 +25,9 @@ use daemoneye_lib::models::process::{
     Completeness, Exit, FieldChange, ProcessEvent, ProcessEventKind,
 };
 use procmond::monitor::tracker::Tracker;
-use procmond::source::{Observation, SourceChoice, SourceOptions, Started, probe_ebpf};
+use procmond::source::{
+    FileIdentity, Observation, SourceChoice, SourceOptions, Started, What, probe_ebpf, probe_poll,
+};
 use tokio::sync::mpsc::error::TryRecvError;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,6 +52,8 @@ struct Watch {
     source: Started,
     tracker: Tracker,
     events: Vec<Event>,
+    /// The file of each program that was run, by pid, in their order.
+    programs: Vec<(u32, Option<FileIdentity>)>,
     /// Nobody chooses pids meanwhile.
     _pids: Option<RwLockReadGuard<'static, ()>>,
 }
@@ -65,7 +70,13 @@ impl Watch {
 
     fn among(options: SourceOptions, pids: Option<RwLockReadGuard<'static, ()>>) -> Self {
         let source = SourceChoice::Ebpf.start(options).expect("a source");
-        let mut watch = Self { source, tracker: Tracker::new(), events: Vec::new(), _pids: pids };
+        let mut watch = Self {
+            source,
+            tracker: Tracker::new(),
+            events: Vec::new(),
+            programs: Vec::new(),
+            _pids: pids,
+        };
         // What is there is of no interest here.
         watch.until("what is there", |events| !events.is_empty());
         watch.events.clear();
@@ -88,6 +99,12 @@ impl Watch {
             };
             if let Observation::Failed(error) = &observation {
                 panic!("{error}");
+            }
+            if let Observation::Seen(seen) = &observation {
+                self.programs.extend(seen.happenings.iter().filter_map(|one| match &one.what {
+                    What::Executed(facts) => Some((one.pid, facts.exe_file)),
+                    _ => None,
+                }));
             }
             self.events.extend(self.tracker.observe(observation));
         }
@@ -265,7 +282,12 @@ fn c2_every_reuse_of_a_pid_is_another_process() {
     }
     let _alone = PIDS.write().unwrap_or_else(PoisonError::into_inner);
     let mut watch = Watch::among(SourceOptions::every(Duration::from_secs(1)), None);
-    let wanted = run(&mut Command::new("true")) + 1000;
+    // One that nobody has, and that the kernel gives only when it is told to.
+    let pid_max: u32 =
+        std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap().trim().parse().unwrap();
+    let given = run(&mut Command::new("true"));
+    let mut others = (given + 1000..pid_max).chain(1000..given);
+    let wanted = others.find(|pid| !Path::new(&format!("/proc/{pid}")).exists()).unwrap();
     let mut lives = Vec::new();
     for n in 0..LIVES * 20 {
         // Whoever else forks in between may get it.
@@ -402,6 +424,40 @@ fn programs_are_named_by_where_they_are() {
     assert_eq!((last.exe_deleted, argv_of(last)), (Some(true), vec![b"innocent".to_vec()]));
 }
 
+/// The file that a process runs is known by the numbers that `stat` shows, whoever looked.
+#[test]
+fn the_file_of_a_program_is_the_one_that_stat_shows() {
+    if !can_use_ebpf() {
+        return;
+    }
+    let mut watch = Watch::begin();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("program");
+    std::fs::copy("/bin/sleep", &path).unwrap();
+    let memory = rustix::fs::memfd_create("program", rustix::fs::MemfdFlags::empty()).unwrap();
+    let mut memory = File::from(memory);
+    memory.write_all(&std::fs::read("/bin/sleep").unwrap()).unwrap();
+    let fd = memory.as_raw_fd();
+    for program in [&*path, Path::new("/bin/sleep"), Path::new(&format!("/proc/self/fd/{fd}"))] {
+        // Asked for before it is run: the kernel marks a time that somebody has seen.
+        let shown = FileIdentity::from(&std::fs::metadata(program).unwrap());
+        let mut child = Command::new(program).arg("1000").spawn().unwrap();
+        watch.until("the program", |events| {
+            processes(events).any(|event| {
+                event.pid() == child.id() && argv_of(event).last() == Some(&b"1000".to_vec())
+            })
+        });
+        let table = probe_poll().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let told = watch.programs.iter().rfind(|(pid, _)| *pid == child.id());
+        assert_eq!(told, Some(&(child.id(), Some(shown))), "{}", program.display());
+        let found = table.processes.into_iter().find(|process| process.pid == child.id());
+        let found = found.unwrap().facts.unwrap().exe_file;
+        assert_eq!(found, Some(shown), "{}", program.display());
+    }
+}
+
 #[test]
 fn a_chain_of_programs_is_one_process_that_changes() {
     if !can_use_ebpf() {
@@ -438,7 +494,7 @@ fn tracepoints_and_the_process_table_agree() {
             .any(|event| event.pid() == child.id() && event.name == Some("sleep".into()))
     });
     let told = watch.tracker.get(child.id()).unwrap().clone();
-    let table = procmond::source::probe_poll().unwrap();
+    let table = probe_poll().unwrap();
     let mut other = Tracker::new();
     other.observe(Observation::Snapshot(table));
     let found = other.get(child.id()).unwrap().clone();

@@ -103,6 +103,7 @@ impl Entry {
             name: start.name,
             exe: start.exe,
             exe_deleted: start.exe_deleted,
+            exe_file: None,
             argv: start.argv,
             cwd: start.cwd,
             uid: start.uid,

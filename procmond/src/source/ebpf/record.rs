@@ -4,7 +4,7 @@ use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::process::{Capabilities, Completeness, Exit, Namespaces};
 use daemoneye_lib::redaction::RawArgv;
 
-use crate::source::{Facts, exit_of};
+use crate::source::{Facts, FileIdentity, exit_of};
 
 const ARGV_CUT: u32 = 1;
 const ARGV_UNREADABLE: u32 = 2;
@@ -49,6 +49,7 @@ pub(super) struct Record<'a> {
     namespaces: [u32; 7],
     wait_status: i32,
     name: &'a [u8],
+    exe_file: Option<FileIdentity>,
     argv: &'a [u8],
     exe: &'a [u8],
     cwd: &'a [u8],
@@ -87,6 +88,7 @@ impl<'a> Record<'a> {
             namespaces: [0; 7],
             wait_status: 0,
             name: &[],
+            exe_file: None,
             argv: &[],
             exe: &[],
             cwd: &[],
@@ -95,12 +97,24 @@ impl<'a> Record<'a> {
             *namespace = u32(rest)?;
         }
         record.wait_status = u32(rest)?.cast_signed();
-        let lengths = [u32(rest)?, u32(rest)?, u32(rest)?];
         let name = take(rest, 16)?;
         record.name = name.split(|byte| *byte == 0).next()?;
-        let [argv, exe, cwd] = lengths.map(|length| take(rest, length as usize));
-        (record.argv, record.exe, record.cwd) = (argv?, exe?, cwd?);
+        if kind == Kind::Exec {
+            record.read_program(rest)?;
+        }
         Some(record)
+    }
+
+    fn read_program(&mut self, rest: &mut &'a [u8]) -> Option<()> {
+        let lengths = [u32(rest)?, u32(rest)?, u32(rest)?];
+        let device = device(u32(rest)?);
+        let ctime_nsec = u32(rest)?.into();
+        let (inode, size) = (u64(rest)?, u64(rest)?);
+        let ctime_sec = u64(rest)?.cast_signed();
+        self.exe_file = Some(FileIdentity { device, inode, size, ctime_sec, ctime_nsec });
+        let [argv, exe, cwd] = lengths.map(|length| take(rest, length as usize));
+        (self.argv, self.exe, self.cwd) = (argv?, exe?, cwd?);
+        Some(())
     }
 
     /// Whether the process is not in its parent's control group.
@@ -143,6 +157,7 @@ impl<'a> Record<'a> {
             name: Some(self.name()),
             exe: runs.then(|| path(self.exe)),
             exe_deleted: runs.then_some(self.flags & EXE_DELETED != 0),
+            exe_file: self.exe_file,
             argv,
             cwd: runs.then(|| path(self.cwd)),
             uid: Some(self.uid),
@@ -171,6 +186,11 @@ impl<'a> Record<'a> {
             ..exit_of(self.wait_status)
         }
     }
+}
+
+/// The number that user space knows a device by, of the kernel's own.
+fn device(number: u32) -> u64 {
+    rustix::fs::makedev(number >> 20, number & 0xf_ffff)
 }
 
 /// A path of which the parts were written from the last one to the first, each ended by a zero.
@@ -214,10 +234,17 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_numbered_as_user_space_does() {
+        // /dev/vda1, and a minor number beyond the eight bits that stand apart.
+        assert_eq!(device(254 << 20 | 1), 0xfe01);
+        assert_eq!(device(8 << 20 | 0x12345), 0x1230_0845);
+    }
+
+    #[test]
     fn whatever_is_cut_short_is_no_record() {
-        let mut bytes = vec![0; 152];
+        let mut bytes = vec![0; 184];
         bytes[0] = 2;
-        bytes[124] = 3;
+        bytes[140] = 3;
         bytes.extend_from_slice(b"a\0b");
         let record = Record::read(&bytes).unwrap();
         assert_eq!((record.kind, record.argv), (Kind::Exec, &b"a\0b"[..]));

@@ -12,7 +12,7 @@ use daemoneye_lib::redaction::{RAW_ARGV_BYTES_MAX, RawArgv};
 
 use super::stat::{Ids, Stat};
 use super::{first_sight, is_exhaustion, is_gone};
-use crate::source::Facts;
+use crate::source::{Facts, FileIdentity};
 
 /// What the kernel puts after the path of an executable that has no name any more.
 const DELETED: &[u8] = b" (deleted)";
@@ -47,6 +47,9 @@ pub(super) fn read(
             let path = exe.as_bytes().strip_suffix(DELETED);
             facts.exe_deleted = Some(path.is_some());
             facts.exe = Some(path.map_or_else(|| exe.clone(), ByteString::new));
+            // The link leads to the file itself, also when that has no path any more.
+            let metadata = fs::metadata(dir.join("exe")).ok();
+            facts.exe_file = metadata.as_ref().map(FileIdentity::from);
         }
         facts.cwd = account.link(dir.join("cwd"))?;
         if account.file(dir.join("cmdline"), RAW_ARGV_BYTES_MAX as u64 + 1, buffer)? {
