@@ -2,13 +2,17 @@
 //!
 //! `sysinfo` would do for a list of processes, but not for telling what became of them: it knows
 //! start times to the second only, keeps the name a process had when it was first seen, and drops
-//! empty arguments and the mark of a deleted executable. Reading `stat` and `status` directly also
-//! takes less time than it does.
+//! empty arguments and the mark of a deleted executable.
 //!
-//! Every process costs these two reads at each look; the rest is read once, and again when the
-//! name, the memory layout (`exec` makes a new one), the users or the groups have changed. Between
-//! two reads a pid may pass to another process: the start time is read again after the last one,
-//! and if it differs nothing of what was read in between is believed.
+//! A known process costs one short read at each look, of how long it has run (`schedstat`): one
+//! that has not run since has not changed itself, and has not ended. Of one that has run, `stat`
+//! and `status` are read; the rest is read once, and again when the name, the memory layout (`exec`
+//! makes a new one), the session, the users, the groups or the capabilities have changed. What
+//! others can change about a process that does not run, its control group and the name of its first
+//! thread, is looked at every [`CHECK_SECONDS`], at each look for a part of the processes.
+//!
+//! Between two reads a pid may pass to another process: the start time is read again after the last
+//! one, and if it differs nothing of what was read in between is believed.
 //!
 //! A process that is about to run a program looks like its parent for a moment: between `fork` and
 //! `exec` it has the parent's name, program and arguments. One that is found so in its first tenth
@@ -16,12 +20,14 @@
 //! is, not a start as its parent and a change.
 
 mod details;
+mod files;
 mod stat;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::hash::BuildHasher;
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -34,6 +40,8 @@ use uuid::Uuid;
 
 use super::poll::Scan;
 use super::{Facts, ObservedProcess, ProcessTable, SourceError};
+use files::Files;
+use rustix::fs::RawDir;
 use stat::{Ids, Stat};
 
 /// A process that still looks like its parent at this age does so on purpose, in 10 ms units.
@@ -41,16 +49,22 @@ const FORK_CENTIS: u64 = 10;
 /// How often such processes are looked at again, and how long after each other.
 const FORK_LOOKS: u32 = 25;
 const FORK_PAUSE: Duration = Duration::from_millis(2);
+/// Within so many seconds every process is looked at whether it has run or not.
+const CHECK_SECONDS: u64 = 30;
+/// Names of processes are listed in parts of so many bytes.
+const LIST_BYTES: usize = 32 << 10;
 
 /// The process table below one mount of `/proc`.
 pub(super) struct Procfs {
-    root: PathBuf,
+    files: Files,
     /// Lets a moment pass; for tests to use that moment.
     pause: Box<dyn FnMut() + Send>,
     boot_id: Uuid,
     known: HashMap<u32, Known>,
     /// The number of the look, to find out who is gone.
     round: u64,
+    /// When the last look began and when this one did, in seconds since boot.
+    seconds: [u64; 2],
     buffer: Vec<u8>,
 }
 
@@ -58,6 +72,9 @@ pub(super) struct Procfs {
 struct Known {
     start_ticks: u64,
     marks: Marks,
+    /// How long it had run before `marks` were read; `None` if that does not say whether it has
+    /// changed.
+    ran: Option<[u64; 3]>,
     round: u64,
 }
 
@@ -68,14 +85,14 @@ struct Marks {
     layout: [u64; 3],
     session: u32,
     ids: Option<Ids>,
+    /// What stands for the content of its `cgroup`.
+    group: Option<u64>,
 }
 
 impl Procfs {
     /// A process's control group, and the container it names; `None` if it is gone.
     pub(super) fn cgroup_of(&mut self, pid: u32) -> Option<(ByteString, Option<String>)> {
-        let path = self.root.join(pid.to_string()).join("cgroup");
-        read(&path, &mut self.buffer).ok().filter(|found| *found)?;
-        details::cgroup(&self.buffer)
+        details::cgroup(self.files.read(pid, "cgroup").ok()??)
     }
 
     /// The arguments of the process that has this pid and began in this nanosecond since boot, if
@@ -86,11 +103,10 @@ impl Procfs {
         start_ns: u64,
         beginning: &[u8],
     ) -> Option<RedactedArgv> {
-        let dir = self.root.join(pid.to_string());
-        let cmdline = File::open(dir.join("cmdline")).ok()?;
+        let cmdline = File::open(self.files.path_of(pid).join("cmdline")).ok()?;
         let mut bytes = Vec::new();
         cmdline.take(RAW_ARGV_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).ok()?;
-        let stat = self.stat(&dir).ok()??;
+        let stat = self.stat(pid).ok()??;
         let is_it = stat.start_ticks == start_ns / stat::TICK_NS && bytes.starts_with(beginning);
         is_it.then(|| RawArgv::from_cmdline(bytes).redact())
     }
@@ -107,53 +123,81 @@ impl Procfs {
             .parse()
             .map_err(|_| SourceError::NotAProcessTable { path: path.clone() })?;
         Ok(Self {
-            root,
+            files: Files::open(root)?,
             pause: Box::new(|| thread::sleep(FORK_PAUSE)),
             boot_id,
             known: HashMap::new(),
             round: 0,
+            seconds: [0; 2],
             buffer: Vec::new(),
         })
     }
 
-    fn uptime_ns(&self) -> Result<u64, SourceError> {
-        let path = self.root.join("uptime");
-        let text = fs::read_to_string(&path).map_err(|source| unreadable(&path, source))?;
-        stat::uptime_ns(&text).ok_or(SourceError::NotAProcessTable { path })
+    fn uptime_ns(&mut self) -> Result<u64, SourceError> {
+        let uptime_ns = self.files.read_own("uptime")?.and_then(stat::uptime_ns);
+        uptime_ns.ok_or_else(|| self.files.strange())
     }
 
-    /// One process; `None` if it is gone, or gone but for its entry and told before.
+    /// Whether it is this process's turn to be looked at though it has not run.
+    fn is_due(&self, pid: u32) -> bool {
+        let turns = |second: u64| (second + u64::from(pid) % CHECK_SECONDS) / CHECK_SECONDS;
+        let [last, now] = self.seconds;
+        turns(last) != turns(now)
+    }
+
+    /// One process; `None` if it is gone.
     fn look_at(&mut self, pid: u32) -> Result<Option<ObservedProcess>, SourceError> {
-        let dir = self.root.join(pid.to_string());
-        let stat = match self.stat(&dir) {
+        // First, so that whatever changes after this shows the next time.
+        let ran = self.ran(pid)?;
+        let round = self.round;
+        let is_due = self.is_due(pid);
+        if let Some(known) = self.known.get_mut(&pid)
+            && ran.is_some()
+            && known.ran == ran
+            && !is_due
+        {
+            known.round = round;
+            return Ok(Some(known.unchanged(pid)));
+        }
+        let stat = match self.stat(pid) {
             Ok(Some(stat)) => stat,
             Ok(None) => return Ok(None),
             Err(error) if is_refused(&error) => return Ok(self.hidden(pid)),
             Err(error) => return Err(error),
         };
-        let ids = self.ids(&dir)?;
-        let marks =
-            Marks { name: stat.name.clone(), layout: stat.layout, session: stat.session, ids };
+        let ids = self.ids(pid)?;
+        let group = match self.known.get(&pid) {
+            Some(known) if known.start_ticks == stat.start_ticks && !is_due => known.marks.group,
+            _ => self.group(pid)?,
+        };
+        let (name, layout, session) = (stat.name.clone(), stat.layout, stat.session);
+        let marks = Marks { name, layout, session, ids, group };
         let mut observed = ObservedProcess {
             pid,
             start_centis: stat.start_ticks,
             facts: None,
             ended: stat.has_ended.then(|| exit(&stat)),
         };
-        let round = self.round;
         if let Some(known) = self.known.get_mut(&pid)
             && known.start_ticks == stat.start_ticks
         {
             known.round = round;
+            known.ran = None;
             // Of one that has ended or is about to, nothing can be read any more that was not
             // known better.
-            if known.marks == marks || stat.has_ended || stat.is_leaving(known.marks.layout) {
+            if stat.has_ended || stat.is_leaving(known.marks.layout) {
+                return Ok(Some(observed));
+            }
+            if known.marks == marks {
+                known.ran = ran;
                 return Ok(Some(observed));
             }
         }
+        let dir = self.files.path_of(pid);
         let mut facts = details::read(&dir, &stat, ids, &mut self.buffer)
             .map_err(|(path, source)| unreadable(&path, source))?;
-        match self.stat(&dir)?.filter(|after| after.start_ticks == stat.start_ticks) {
+        let mut ran = ran.filter(|_| !stat.has_ended);
+        match self.stat(pid)?.filter(|after| after.start_ticks == stat.start_ticks) {
             Some(after) if after.has_ended || after.is_leaving(stat.layout) => {
                 // Its arguments may have gone while they were read.
                 if self.known.get(&pid).is_some_and(|known| known.round == round) {
@@ -162,16 +206,18 @@ impl Procfs {
                 if facts.argv.as_ref().is_none_or(|argv| argv.iter().next().is_none()) {
                     facts = first_sight(&stat, ids);
                 }
+                ran = None;
             }
             Some(_) => {}
             None => {
                 // It ended meanwhile, and what was read may be another's with the same pid.
                 facts = first_sight(&stat, ids);
                 observed.ended = Some(Exit::default());
+                ran = None;
             }
         }
         observed.facts = Some(Box::new(facts));
-        self.known.insert(pid, Known { start_ticks: stat.start_ticks, marks, round });
+        self.known.insert(pid, Known { start_ticks: stat.start_ticks, marks, ran, round });
         Ok(Some(observed))
     }
 
@@ -220,29 +266,51 @@ impl Procfs {
     fn hidden(&mut self, pid: u32) -> Option<ObservedProcess> {
         let known = self.known.get_mut(&pid)?;
         known.round = self.round;
-        let start_centis = known.start_ticks;
-        Some(ObservedProcess { pid, start_centis, facts: None, ended: None })
+        Some(known.unchanged(pid))
     }
 
-    fn stat(&mut self, dir: &Path) -> Result<Option<Stat>, SourceError> {
-        let path = dir.join("stat");
-        if !read(&path, &mut self.buffer)? {
-            return Ok(None);
-        }
-        // Gone between opening and reading leaves nothing.
-        if self.buffer.is_empty() {
-            return Ok(None);
-        }
-        stat::parse(&self.buffer).map(Some).ok_or(SourceError::NotAProcessTable { path })
-    }
-
-    fn ids(&mut self, dir: &Path) -> Result<Option<Ids>, SourceError> {
-        match read(&dir.join("status"), &mut self.buffer) {
-            Ok(true) => Ok(stat::parse_ids(&self.buffer)),
-            Ok(false) => Ok(None),
+    /// How long it has run, waited to run, and how often: nothing of that stays as it was when it
+    /// runs. `None` if it is gone, or if the kernel does not count.
+    fn ran(&mut self, pid: u32) -> Result<Option<[u64; 3]>, SourceError> {
+        match self.files.read(pid, "schedstat") {
+            Ok(bytes) => Ok(bytes.and_then(stat::parse_ran)),
             Err(error) if is_refused(&error) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn group(&mut self, pid: u32) -> Result<Option<u64>, SourceError> {
+        let hasher = self.known.hasher();
+        match self.files.read(pid, "cgroup") {
+            Ok(bytes) => Ok(bytes.map(|bytes| hasher.hash_one(bytes))),
+            Err(error) if is_refused(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn stat(&mut self, pid: u32) -> Result<Option<Stat>, SourceError> {
+        // Gone between opening and reading leaves nothing.
+        match self.files.read(pid, "stat")?.filter(|bytes| !bytes.is_empty()) {
+            Some(bytes) => match stat::parse(bytes) {
+                Some(stat) => Ok(Some(stat)),
+                None => Err(self.files.strange()),
+            },
+            None => Ok(None),
+        }
+    }
+
+    fn ids(&mut self, pid: u32) -> Result<Option<Ids>, SourceError> {
+        match self.files.read(pid, "status") {
+            Ok(bytes) => Ok(bytes.and_then(stat::parse_ids)),
+            Err(error) if is_refused(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Known {
+    fn unchanged(&self, pid: u32) -> ObservedProcess {
+        ObservedProcess { pid, start_centis: self.start_ticks, facts: None, ended: None }
     }
 }
 
@@ -251,13 +319,14 @@ impl Scan for Procfs {
         self.round += 1;
         let time_ns = wall_clock_ns();
         let uptime_ns = self.uptime_ns()?;
+        self.seconds = [self.seconds[1], uptime_ns / 1_000_000_000];
         let mut processes = Vec::with_capacity(self.known.len() + 16);
-        let entries = fs::read_dir(&self.root).map_err(|source| unreadable(&self.root, source))?;
-        for entry in entries {
-            let entry = entry.map_err(|source| unreadable(&self.root, source))?;
-            let pid = std::str::from_utf8(entry.file_name().as_bytes())
-                .ok()
-                .and_then(|name| name.parse().ok());
+        let list = self.files.list()?;
+        let mut buffer = [MaybeUninit::uninit(); LIST_BYTES];
+        let mut entries = RawDir::new(list, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(|error| self.files.unreadable_root(error))?;
+            let pid = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
             if let Some(pid) = pid
                 && let Some(process) = self.look_at(pid)?
             {
@@ -300,20 +369,6 @@ fn exit(stat: &Stat) -> Exit {
     Exit {
         cpu_time_ns: Some(stat.cpu_ticks.saturating_mul(stat::TICK_NS)),
         ..stat.wait_status.map_or_else(Exit::default, super::exit_of)
-    }
-}
-
-/// Reads a file as it is now. False: the process it belongs to is gone.
-///
-/// A failure that says nothing about the process, such as too many open files, is an error: taken
-/// for an end it would make up stops.
-fn read(path: &Path, buffer: &mut Vec<u8>) -> Result<bool, SourceError> {
-    buffer.clear();
-    let result = File::open(path).and_then(|mut file| file.read_to_end(buffer));
-    match result {
-        Ok(_) => Ok(true),
-        Err(error) if is_gone(&error) => Ok(false),
-        Err(source) => Err(unreadable(path, source)),
     }
 }
 

@@ -107,8 +107,17 @@ pub(super) fn parse_ids(bytes: &[u8]) -> Option<Ids> {
     Some(Ids { uid, euid, gid, egid, capabilities: capabilities.map(Capabilities) })
 }
 
+/// Reads `schedstat`: nanoseconds on a processor and waiting for one, and how often it was given
+/// one. All of them are 0 where the kernel does not count.
+pub(super) fn parse_ran(bytes: &[u8]) -> Option<[u64; 3]> {
+    let mut numbers = std::str::from_utf8(bytes).ok()?.split_ascii_whitespace();
+    let mut next = || numbers.next()?.parse().ok();
+    Some([next()?, next()?, next()?]).filter(|ran| *ran != [0; 3])
+}
+
 /// Reads `/proc/uptime`: seconds with two decimals.
-pub(super) fn uptime_ns(text: &str) -> Option<u64> {
+pub(super) fn uptime_ns(bytes: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(bytes).ok()?;
     let (seconds, centis) = text.split_ascii_whitespace().next()?.split_once('.')?;
     let seconds: u64 = seconds.parse().ok()?;
     let centis: u64 = centis.parse().ok().filter(|centis| *centis < 100)?;
@@ -165,7 +174,10 @@ mod tests {
             Ids { uid: 1, euid: 2, gid: 5, egid: 6, capabilities: Some(Capabilities(0xa804_25fb)) }
         );
         assert!(parse_ids(b"Uid:\t1\n").is_none());
-        assert_eq!(uptime_ns("12.34 5.6\n"), Some(12_340_000_000));
-        assert_eq!(uptime_ns("12"), None);
+        assert_eq!(uptime_ns(b"12.34 5.6\n"), Some(12_340_000_000));
+        assert_eq!(uptime_ns(b"12"), None);
+        assert_eq!(parse_ran(b"5 0 7\n"), Some([5, 0, 7]));
+        assert_eq!(parse_ran(b"0 0 0\n"), None, "the kernel does not count");
+        assert_eq!(parse_ran(b"5 0"), None);
     }
 }

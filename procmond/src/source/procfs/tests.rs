@@ -1,3 +1,4 @@
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
@@ -72,7 +73,7 @@ fn a_real_process_is_seen_whole_and_once() {
 fn an_exec_in_the_same_process_is_told_again() {
     let mut procfs = procfs();
     // The same program again, so that not even its name changes: only its arguments do.
-    let script = "read x; exec /bin/sh -c 'read x; read x' second";
+    let script = "read x; exec /bin/sh -c 'read x; exec /bin/sh -c \"read x\" third' second";
     let mut child = Running(
         Command::new("/bin/sh")
             .args(["-c", script, "first"])
@@ -89,6 +90,9 @@ fn an_exec_in_the_same_process_is_told_again() {
     look_until(&mut procfs, pid, |process| has_arg(process, "first"));
     std::io::Write::write_all(child.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
     look_until(&mut procfs, pid, |process| has_arg(process, "second"));
+    assert_eq!(find(&procfs.scan().unwrap(), pid).unwrap().facts, None);
+    std::io::Write::write_all(child.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
+    look_until(&mut procfs, pid, |process| has_arg(process, "third"));
 }
 
 #[test]
@@ -201,6 +205,47 @@ fn a_change_of_user_is_told() {
     fs::write(dir.path().join("7/status"), "Uid:\t1\t0\t0\t0\nGid:\t1\t1\t1\t1\n").unwrap();
     let facts = procfs.scan().unwrap().processes[0].facts.clone().unwrap();
     assert_eq!((facts.uid, facts.euid), (Some(1), Some(0)));
+}
+
+#[test]
+fn one_that_has_not_run_is_looked_at_when_it_is_due() {
+    let (dir, mut procfs) = fake(STAT);
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    let mut facts = || procfs.scan().unwrap().processes[0].facts.clone();
+    write("7/cgroup", "0::/one\n");
+    write("7/schedstat", "5 0 7\n");
+    assert!(facts().is_some());
+    // What has run is looked at, what has not is not, except when it is its turn.
+    write("7/status", "Uid:\t1\t0\t0\t0\nGid:\t1\t1\t1\t1\n");
+    write("7/cgroup", "0::/two\n");
+    assert_eq!(facts(), None);
+    write("7/schedstat", "5 1 7\n");
+    assert_eq!(facts().unwrap().euid, Some(0));
+    assert_eq!(facts(), None);
+    write("7/cgroup", "0::/three\n");
+    write("uptime", "2002.00 1.00\n");
+    assert_eq!(facts(), None);
+    write("uptime", "2032.00 1.00\n");
+    assert_eq!(facts().unwrap().cgroup, Some("/three".into()));
+    write("uptime", "2062.00 1.00\n");
+    assert_eq!(facts(), None, "looked at, and as it was");
+    // A kernel that does not count says nothing.
+    write("7/schedstat", "0 0 0\n");
+    assert_eq!(facts(), None);
+    write("7/status", "Uid:\t1\t1\t0\t0\nGid:\t1\t1\t1\t1\n");
+    assert_eq!(facts().unwrap().euid, Some(1));
+}
+
+#[test]
+fn everyone_is_due_once_in_the_time_between_two_checks() {
+    let mut procfs = procfs();
+    for last in 100..140 {
+        for step in [0, 1, 2, 7, 29, 30, 31, 300] {
+            procfs.seconds = [last, last + step];
+            let due = (0..60).filter(|pid| procfs.is_due(*pid)).count() as u64;
+            assert_eq!(due, 2 * step.min(CHECK_SECONDS), "{last} and {step} s");
+        }
+    }
 }
 
 #[test]
