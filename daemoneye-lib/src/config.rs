@@ -32,6 +32,7 @@
 //! ```
 
 mod file;
+mod row;
 mod value;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::display;
+pub use row::Row;
 use value::{Raw, Refusal};
 
 /// Gathers the sources, hands out values, and collects what is wrong.
@@ -284,6 +286,37 @@ impl Loader {
             .unwrap_or_else(|| read(default).expect("a default is a text that can be read"))
     }
 
+    /// A list of tables, `[[section.key]]` in the file; none by default. In the environment it is
+    /// written as a list of inline tables, and replaces that in the file.
+    ///
+    /// `read` makes something of one table, and says there what is wrong with it; `allowed` says
+    /// what a table is.
+    pub fn tables<T>(
+        &mut self,
+        key: &'static str,
+        allowed: &str,
+        read: impl Fn(&mut Row<'_>) -> T,
+        doc: &'static str,
+    ) -> Vec<T> {
+        let mut strongest = Vec::new();
+        for Given { origin, raw } in self.given.remove(key).unwrap_or_default() {
+            let Ok(tables) = raw.tables() else {
+                self.not_allowed(key, &origin, &raw, allowed);
+                continue;
+            };
+            strongest = Vec::with_capacity(tables.len());
+            for table in tables.iter() {
+                let mut row = Row::new(table);
+                strongest.push(read(&mut row));
+                for (line, message) in row.finish() {
+                    self.refuse(&origin.at_line(line), format!("{key}: {message}"));
+                }
+            }
+        }
+        self.declare(key, "[]".to_owned(), allowed.to_owned(), doc);
+        strongest
+    }
+
     /// Checks that nothing was given that nobody asked for, and that everything was right. Call it
     /// when all options have been asked for. Returns what there is to know about each of them.
     ///
@@ -322,15 +355,20 @@ impl Loader {
             match read(&raw) {
                 Ok(value) => strongest = Some(value),
                 // A bad value is told even where another overrides it: it waits to bite.
-                Err(Refusal) => {
-                    let message = format!("{key}: {raw} is not allowed; it takes {allowed}");
-                    self.refuse(&origin, message);
-                }
+                Err(Refusal) => self.not_allowed(key, &origin, &raw, &allowed),
             }
         }
+        self.declare(key, default, allowed, doc);
+        strongest
+    }
+
+    fn declare(&mut self, key: &'static str, default: String, allowed: String, doc: &'static str) {
         let variable = format!("{}_{}", self.prefix, key.replacen('.', "__", 1).to_uppercase());
         self.options.push(OptionInfo { key, variable, default, allowed, doc });
-        strongest
+    }
+
+    fn not_allowed(&mut self, key: &str, origin: &Origin, raw: &Raw, allowed: &str) {
+        self.refuse(origin, format!("{key}: {raw} is not allowed; it takes {allowed}"));
     }
 
     fn refuse(&mut self, origin: &Origin, message: String) {
@@ -377,6 +415,16 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+impl Origin {
+    /// A place within what was given there.
+    fn at_line(&self, line: usize) -> Self {
+        match self {
+            Self::File { name, .. } => Self::File { name: name.clone(), line },
+            other => other.clone(),
+        }
+    }
 }
 
 impl fmt::Display for Origin {

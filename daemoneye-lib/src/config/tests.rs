@@ -166,3 +166,75 @@ fn a_parsed_option_says_what_it_takes() {
     let error = load("[a]\nb = \"7\"").unwrap_err();
     assert!(error.problems[0].message.contains("it takes an even number"), "{error}");
 }
+
+/// The names and the users of a rule.
+type TestRule = (Vec<String>, Vec<u64>);
+
+/// Tables of the option `monitor.rule`, and what is wrong.
+fn rules(file: &str, environment: &[(&str, &str)]) -> Result<Vec<TestRule>, Vec<String>> {
+    let mut loader = Loader::new("PROCMOND");
+    loader.file("p.toml", file);
+    loader.environment(environment.iter().copied());
+    let text = |text: &str| match text {
+        "bad" => Err("it is bad".to_owned()),
+        good => Ok(good.to_owned()),
+    };
+    let rules = loader.tables(
+        "monitor.rule",
+        "rules",
+        |row| {
+            let rule = (row.texts("name", text), row.integers("uid", &(0..=9)));
+            if row.is_empty() {
+                row.refuse("an empty rule");
+            }
+            rule
+        },
+        "Rules.",
+    );
+    let shown = |error: ConfigError| {
+        error.problems.iter().map(|p| format!("{}: {}", p.origin, p.message)).collect()
+    };
+    loader.finish().map(|_| rules).map_err(shown)
+}
+
+#[test]
+fn a_list_of_tables_is_read_in_order_and_from_the_environment() {
+    let one = |name: &str, uid: &[u64]| (vec![name.to_owned()], uid.to_vec());
+    assert_eq!(rules("", &[]).unwrap(), []);
+    let file = "[monitor]\nrule = [{ name = \"a\", uid = 1 }]\n";
+    assert_eq!(rules(file, &[]).unwrap(), [one("a", &[1])]);
+    let file = "[[monitor.rule]]\nname = \"a\"\n[[monitor.rule]]\nname = [\"b\"]\nuid = [1, 2]\n";
+    assert_eq!(rules(file, &[]).unwrap(), [one("a", &[]), one("b", &[1, 2])]);
+    let environment = [("PROCMOND_MONITOR__RULE", "[{ name = \"c\" }]")];
+    assert_eq!(rules(file, &environment).unwrap(), [one("c", &[])], "it replaces the file's");
+}
+
+#[test]
+fn every_mistake_in_a_list_of_tables_is_named_with_its_line() {
+    let file = "[[monitor.rule]]\nname = \"a\"\nnaem = 1\n\n[[monitor.rule]]\nname = [\"ok\", \"bad\", 7]\n\
+                uid = 10\n[[monitor.rule]]\n[[monitor.rule]]\nuid = []\n";
+    assert_eq!(
+        rules(file, &[]).unwrap_err(),
+        [
+            "p.toml:3: monitor.rule: there is no naem here; there are name, uid",
+            "p.toml:6: monitor.rule: name: \"bad\" is not allowed: it is bad",
+            "p.toml:6: monitor.rule: name: 7 is not allowed: a text is wanted",
+            "p.toml:7: monitor.rule: uid: 10 is not allowed: a whole number from 0 to 9 is wanted",
+            "p.toml:8: monitor.rule: an empty rule",
+            "p.toml:10: monitor.rule: uid: an empty list",
+        ]
+    );
+    for wrong in
+        ["rule = 5", "rule = [5]", "rule = [{ name = \"a\" }, 5]", "rule = { name = \"a\" }"]
+    {
+        let problems = rules(&format!("[monitor]\n{wrong}\n"), &[]).unwrap_err();
+        let [problem] = &problems[..] else { panic!("{problems:?}") };
+        assert!(problem.starts_with("p.toml:2: monitor.rule: "), "{problem}");
+        assert!(problem.ends_with(" is not allowed; it takes rules"), "{problem}");
+    }
+    for wrong in ["", "5", "[5]", "[{ name = \"a\" }", "[]\nother = 1", "[{ name = \"bad\" }]"] {
+        let problems = rules("", &[("PROCMOND_MONITOR__RULE", wrong)]).unwrap_err();
+        let [problem] = &problems[..] else { panic!("{problems:?}") };
+        assert!(problem.starts_with("PROCMOND_MONITOR__RULE: monitor.rule: "), "{problem}");
+    }
+}

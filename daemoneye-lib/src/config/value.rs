@@ -1,5 +1,6 @@
 //! Values as they were written, and their reading.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -8,7 +9,7 @@ use std::path::PathBuf;
 use crate::display;
 
 /// A value as it was written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Raw {
     /// From the environment, a flag, or a text in the file.
     Text(OsString),
@@ -16,8 +17,19 @@ pub(super) enum Raw {
     Integer(i128),
     /// A yes or no in the file.
     Boolean(bool),
+    /// A list of tables in the file.
+    Tables(Vec<Table>),
     /// Something no option takes.
     Other(String),
+}
+
+/// One table of a list.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    /// Where it begins, counted from 1.
+    pub(super) line: usize,
+    /// A name, its line, and its value or values.
+    pub(super) entries: Vec<(String, usize, Vec<Raw>)>,
 }
 
 /// The value is not one that the option takes.
@@ -41,6 +53,18 @@ impl Raw {
         match self {
             Self::Boolean(boolean) => Ok(*boolean),
             _ => self.text()?.parse().map_err(|_| Refusal),
+        }
+    }
+
+    /// From the environment, the list is written as in the file.
+    pub(super) fn tables(&self) -> Result<Cow<'_, [Table]>, Refusal> {
+        match self {
+            Self::Tables(tables) => Ok(Cow::Borrowed(tables)),
+            Self::Text(text) => match super::file::read_value(text.to_str().ok_or(Refusal)?) {
+                Some(Self::Tables(tables)) => Ok(Cow::Owned(tables)),
+                _ => Err(Refusal),
+            },
+            _ => Err(Refusal),
         }
     }
 
@@ -90,6 +114,7 @@ impl fmt::Display for Raw {
             }
             Self::Integer(number) => number.fmt(f),
             Self::Boolean(boolean) => boolean.fmt(f),
+            Self::Tables(_) => f.write_str("a list of tables"),
             Self::Other(text) => f.write_str(text),
         }
     }
