@@ -170,7 +170,9 @@ fn wants(state: CollectorState) -> Wants {
 
 #[cfg(test)]
 mod tests {
-    use daemoneye_lib::models::control::{ConnectorHealth, ConnectorState, EventCounts, LogHealth};
+    use daemoneye_lib::models::control::{
+        ConnectorHealth, ConnectorState, EventCounts, Excluded, LogHealth,
+    };
     use daemoneye_lib::models::process::SourceName;
     use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
 
@@ -201,6 +203,7 @@ mod tests {
                 scans_total: 1,
                 scan_errors_total: 0,
                 events: EventCounts::default(),
+                excluded: Excluded::default(),
                 shed_modifies_total: 0,
                 log: LogHealth {
                     stream: of.stream,

@@ -27,7 +27,7 @@ pub fn snapshot(data: &[u8]) {
     assert!(tracker.len() <= snapshot.table.len());
     snapshot.save(&path).expect("there is room");
     assert_eq!(Snapshot::load(&path).as_ref(), Some(&snapshot), "what we save we read");
-    let image = tracker.encode();
+    let image = tracker.encode(|_| false);
     let again = Tracker::restore(&image);
     assert_eq!(again.len(), tracker.len());
 }

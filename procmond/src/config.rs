@@ -13,7 +13,8 @@ use thiserror::Error;
 
 use crate::event_bus_connector::ConnectorOptions;
 use crate::logging::LogFilter;
-use crate::monitor::{INTERVAL_MAX, INTERVAL_MIN};
+use crate::monitor::filter::{Filter, Rule};
+use crate::monitor::{INTERVAL_MAX, INTERVAL_MIN, TellOptions};
 use crate::source::{SourceChoice, SourceOptions};
 use crate::wal::{ArchiveOptions, Compression, Retire, RotateEvery, SyncMode, WalOptions};
 
@@ -59,6 +60,8 @@ pub struct Config {
     pub source: SourceChoice,
     /// How it sees.
     pub see: SourceOptions,
+    /// What is told of what is seen.
+    pub tell: TellOptions,
     /// How long an end may be put off to deliver what is left.
     pub shutdown_timeout: Duration,
     /// What procmond says of itself: a level or a filter.
@@ -201,6 +204,7 @@ impl Config {
                 "What to see processes with: ebpf, or else poll; auto takes the best that works.",
             ),
             see: declare_seeing(loader),
+            tell: TellOptions { filter: declare_filter(loader) },
             shutdown_timeout: loader.millis(
                 "shutdown.timeout_ms",
                 ms(5000),
@@ -258,6 +262,24 @@ fn declare_seeing(loader: &mut Loader) -> SourceOptions {
     );
     let ring_bytes = u32::try_from(ring.next_power_of_two()).unwrap_or(1 << 30);
     SourceOptions { interval, ring_bytes, tick }
+}
+
+/// Which processes are told of.
+fn declare_filter(loader: &mut Loader) -> Filter {
+    Filter {
+        include: loader.tables(
+            "monitor.include",
+            Rule::ALLOWED,
+            Rule::read,
+            "If there are any: only processes that match one of these rules are told of.",
+        ),
+        exclude: loader.tables(
+            "monitor.exclude",
+            Rule::ALLOWED,
+            Rule::read,
+            "Processes that match one of these rules are not told of, whatever includes them.",
+        ),
+    }
 }
 
 /// When the log is made durable, out of three options.
@@ -440,6 +462,22 @@ mod tests {
             let file = format!("[wal]\nrotate_every = \"{wrong}\"\n");
             assert!(load(&file, &[]).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn rules_are_read_and_their_mistakes_are_named_with_their_lines() {
+        let file = "[monitor]\nexclude = [{ exe = \"/bin/true\" }]\n[[monitor.include]]\nuid = 0\n\
+                    argv = [\"-x\", \"(?i)y\"]\n";
+        let filter = load(file, &[]).unwrap().tell.filter;
+        assert_eq!((filter.include.len(), filter.exclude.len()), (1, 1));
+        let file = "[[monitor.exclude]]\nexe = \"true\"\nargv = \"(\"\n[[monitor.exclude]]\n\
+                    [[monitor.include]]\nuid = -1\npid = 7\nargv = \"(a{1000}){1000}\"\n";
+        let error = load(file, &[("PROCMOND_MONITOR__EXCLUDE", "[{ parent = '*/[' }]")]);
+        let origins: Vec<_> = error.unwrap_err().problems.into_iter().map(|p| p.origin).collect();
+        let lines = [2, 3, 4, 6, 7, 8].map(|line| format!("procmond.toml:{line}"));
+        let mut sorted = origins.clone();
+        sorted.sort();
+        assert_eq!(sorted, lines, "{origins:?}");
     }
 
     #[test]

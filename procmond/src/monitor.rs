@@ -4,6 +4,8 @@
 //! sources send it observations; the connector sends it backpressure. One task takes them one at a
 //! time, so nothing here is shared or locked.
 
+pub mod filter;
+mod gate;
 mod pressure;
 mod recorder;
 mod recovery;
@@ -25,6 +27,8 @@ use tracing::{debug, info, warn};
 use crate::event_bus_connector::{BackpressureSignal, EventBusConnector};
 use crate::source::{Observation, SourceChoice, SourceError, SourceOptions, Started};
 use crate::wal::WalError;
+use filter::Filter;
+use gate::Gate;
 use pressure::Pressure;
 use recorder::Recorder;
 pub use recorder::Refused;
@@ -65,8 +69,17 @@ pub struct MonitorOptions {
     pub source: SourceChoice,
     /// How it sees.
     pub see: SourceOptions,
+    /// What is told of what it sees.
+    pub tell: TellOptions,
     /// Where the process table is written down between runs.
     pub snapshot_path: PathBuf,
+}
+
+/// What is told of what is seen: everything, by default.
+#[derive(Clone, Debug, Default)]
+pub struct TellOptions {
+    /// Which processes are told of.
+    pub filter: Filter,
 }
 
 enum Message {
@@ -147,6 +160,7 @@ pub struct ProcessMonitor {
     connector: EventBusConnector,
     recorder: Recorder,
     tracker: Tracker,
+    gate: Gate,
     pressure: Pressure,
     source: Option<Started>,
     /// An interval to take up after the next look.
@@ -177,6 +191,7 @@ impl ProcessMonitor {
         let monitor = Self {
             saved: Saved { stream, sequence, at: Instant::now() },
             recorder: Recorder::new(connector.clone(), refused),
+            gate: Gate::new(options.tell.filter.clone(), &tracker),
             options,
             mailbox: messages,
             signals,
@@ -304,6 +319,7 @@ impl ProcessMonitor {
             }
         }
         for event in self.tracker.observe(observation) {
+            let Some(event) = self.gate.pass(event) else { continue };
             if self.pressure.admits(&event) {
                 self.recorder.record(&event).await?;
             }
@@ -345,7 +361,8 @@ impl ProcessMonitor {
             return Ok(());
         }
         let refused = self.recorder.owed();
-        let snapshot = Snapshot { stream, sequence, refused, table: self.tracker.encode() };
+        let table = self.tracker.encode(|key| self.gate.withholds(key));
+        let snapshot = Snapshot { stream, sequence, refused, table };
         let path = self.options.snapshot_path.clone();
         let saved = tokio::task::spawn_blocking(move || snapshot.save(&path)).await;
         match saved {
@@ -397,6 +414,7 @@ impl ProcessMonitor {
             scans_total: self.scans_total,
             scan_errors_total: self.scan_errors_total,
             events: self.recorder.counts(),
+            excluded: self.gate.excluded(),
             shed_modifies_total: self.pressure.shed_total(),
             log: LogHealth {
                 stream: log.stream(),

@@ -55,6 +55,7 @@ impl Collector {
         let (log, _) = WriteAheadLog::open(&wal_dir, WalOptions::default()).expect("a log");
         let options = MonitorOptions {
             source: SourceChoice::Poll,
+            tell: procmond::monitor::TellOptions::default(),
             see: SourceOptions::every(Duration::from_millis(500)),
             snapshot_path: wal_dir.join(SNAPSHOT_FILE),
         };

@@ -111,7 +111,7 @@ impl Log {
 /// What a collector says of itself.
 fn health(log: &Log) -> daemoneye_lib::models::control::CollectorHealth {
     use daemoneye_lib::models::control::{
-        CollectorHealth, ConnectorHealth, ConnectorState, EventCounts, LogHealth,
+        CollectorHealth, ConnectorHealth, ConnectorState, EventCounts, Excluded, LogHealth,
     };
     CollectorHealth {
         state: CollectorState::Monitoring,
@@ -121,6 +121,7 @@ fn health(log: &Log) -> daemoneye_lib::models::control::CollectorHealth {
         scans_total: 1,
         scan_errors_total: 0,
         events: EventCounts::default(),
+        excluded: Excluded::default(),
         shed_modifies_total: 0,
         log: LogHealth {
             stream: log.stream,

@@ -139,6 +139,8 @@ pub struct CollectorHealth {
     pub scan_errors_total: u64,
     /// Events put into the log.
     pub events: EventCounts,
+    /// What the filters in the configuration left out.
+    pub excluded: Excluded,
     /// Modify events left out under backpressure.
     pub shed_modifies_total: u64,
     /// The log.
@@ -158,6 +160,15 @@ pub struct EventCounts {
     pub modify: u64,
     /// Known losses.
     pub gap: u64,
+}
+
+/// What filters left out.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Excluded {
+    /// Processes whose start was not told. One may be told later, when it runs another program.
+    pub processes_total: u64,
+    /// Events: starts, stops and changes.
+    pub events_total: u64,
 }
 
 /// How the write-ahead log is.

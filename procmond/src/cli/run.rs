@@ -137,6 +137,7 @@ async fn collect(
     let monitor_options = MonitorOptions {
         source: config.source,
         see: config.see,
+        tell: config.tell.clone(),
         snapshot_path: config.wal_dir.join(SNAPSHOT_FILE),
     };
     let recovered = Recovered::read(&monitor_options, &log)?;

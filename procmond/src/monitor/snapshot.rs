@@ -225,7 +225,7 @@ mod tests {
             stream: StreamId::random(),
             sequence: Sequence(9),
             refused: None,
-            table: tracker.encode(),
+            table: tracker.encode(|_| false),
         }
     }
 

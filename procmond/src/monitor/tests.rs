@@ -68,14 +68,34 @@ impl Bench {
         EventBusConnector::start(log.clone(), options).0
     }
 
+    /// As [`Bench::monitor`], for some processes only.
+    fn monitor_of(
+        &self,
+        log: &WriteAheadLog,
+        filter: Filter,
+    ) -> (ProcessMonitor, MonitorHandle, mpsc::Sender<BackpressureSignal>) {
+        let options = MonitorOptions {
+            tell: TellOptions { filter },
+            ..self.monitor_options(Duration::from_millis(10))
+        };
+        self.monitor_with(log, options)
+    }
+
     /// A monitor that looks this often, its handle and the sending end of its signals.
     fn monitor(
         &self,
         log: &WriteAheadLog,
         interval: Duration,
     ) -> (ProcessMonitor, MonitorHandle, mpsc::Sender<BackpressureSignal>) {
+        self.monitor_with(log, self.monitor_options(interval))
+    }
+
+    fn monitor_with(
+        &self,
+        log: &WriteAheadLog,
+        options: MonitorOptions,
+    ) -> (ProcessMonitor, MonitorHandle, mpsc::Sender<BackpressureSignal>) {
         let (signals, signals_out) = mpsc::channel(4);
-        let options = self.monitor_options(interval);
         let recovered = Recovered::read(&options, log).unwrap();
         let connector = self.connector(log);
         let (monitor, handle) = ProcessMonitor::new(options, recovered, connector, signals_out);
@@ -87,6 +107,7 @@ impl Bench {
         MonitorOptions {
             source: SourceChoice::Poll,
             see: SourceOptions::every(interval),
+            tell: TellOptions::default(),
             snapshot_path,
         }
     }
@@ -478,8 +499,13 @@ mod real {
 
     impl Life {
         fn begin() -> Self {
+            Self::of("line")
+        }
+
+        /// One that has a word among its arguments.
+        fn of(word: &str) -> Self {
             let mut shell = Command::new("/bin/sh");
-            let child = shell.args(["-c", "read line"]).stdin(Stdio::piped()).spawn();
+            let child = shell.args(["-c", "read line", word]).stdin(Stdio::piped()).spawn();
             Self(child.unwrap())
         }
 
@@ -559,6 +585,60 @@ mod real {
         assert_eq!((&start.kind, start.key), (&NEW, stop.key));
         assert!(matches!(stop.kind, ProcessEventKind::Stop(_)) && !stop.inferred);
         assert_eq!(start.ppid, Some(std::process::id()));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn c3_what_rules_leave_out_is_in_no_event_before_and_after_a_restart() {
+        let mine = format!("mine-{}", std::process::id());
+        let rules = format!(
+            "include = [{{ argv = '{mine}' }}]\nexclude = [{{ argv = '{mine} excluded' }}]"
+        );
+        let filter = super::super::filter::tests::filter(&rules).unwrap();
+        let word = |word: &str| format!("{mine} {word}");
+        let bench = Bench::new();
+        let log = bench.open(WalOptions::default()).await;
+        let (monitor, handle, _signals) = bench.monitor_of(&log, filter.clone());
+        let running = tokio::spawn(monitor.run());
+        let before = Life::of(&word("excluded"));
+        handle.begin().await.unwrap().unwrap();
+        until(async || handle.health().await.unwrap().scans_total > 0).await;
+        let (ends, stays) = (Life::of(&word("told")), Life::of(&word("told")));
+        seen(&log, Sequence(1), ends.pid(), 1).await;
+        seen(&log, Sequence(1), stays.pid(), 1).await;
+        let excluded = handle.health().await.unwrap().excluded;
+        assert!(excluded.processes_total > 0 && excluded.events_total > 0, "{excluded:?}");
+        handle.shutdown().await.unwrap();
+        running.await.unwrap().unwrap();
+        drop((handle, log));
+        let (before, ended) = (before.end(), ends.end());
+        let (other, begun) = (Life::of(&word("excluded")), Life::of(&word("told")));
+
+        let log = bench.open(WalOptions::default()).await;
+        let (monitor, handle, _signals) = bench.monitor_of(&log, filter);
+        let running = tokio::spawn(monitor.run());
+        handle.begin().await.unwrap().unwrap();
+        seen(&log, Sequence(1), begun.pid(), 1).await;
+        let (other, begun) = (other.end(), begun.end());
+        seen(&log, Sequence(1), begun, 2).await;
+        handle.shutdown().await.unwrap();
+        running.await.unwrap().unwrap();
+
+        let events = records(&log, Sequence(1));
+        for pid in [ended, begun] {
+            let [start, stop] = &of(&events, pid)[..] else { panic!("{:?}", of(&events, pid)) };
+            assert_eq!((&start.kind, start.key), (&NEW, stop.key));
+            assert!(matches!(stop.kind, ProcessEventKind::Stop(_)));
+            assert_eq!(stop.inferred, pid == ended);
+        }
+        let [start] = &of(&events, stays.pid())[..] else { panic!("told once") };
+        assert_eq!(start.kind, NEW);
+        let ours = [ended, begun, stays.pid()];
+        assert!(!ours.contains(&before) && !ours.contains(&other));
+        let told = events.iter().filter_map(|(_, event)| match event {
+            Event::Process(event) => Some(event.pid()),
+            Event::Gap(_) => None,
+        });
+        assert!(told.into_iter().all(|pid| ours.contains(&pid)), "and nothing of any other");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

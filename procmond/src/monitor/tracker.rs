@@ -120,19 +120,20 @@ impl Tracker {
         tracker
     }
 
-    /// The table for a later run. The lives that are over are not in it.
+    /// The table for a later run, which finds anew what is alive and left out of it. The lives that
+    /// are over are not in it.
     #[must_use]
-    pub fn encode(&self) -> TableImage {
+    pub fn encode(&self, is_left_out: impl Fn(ProcessKey) -> bool) -> TableImage {
         let seen_until = match self.past {
             Past::Unknown => None,
             Past::EarlierRun { boot_id, uptime_ns } | Past::ThisRun { boot_id, uptime_ns } => {
                 Some((boot_id, uptime_ns))
             }
         };
-        let live = self.processes.values().filter(|entry| !entry.is_over);
+        let live = self.processes().filter(|start| !is_left_out(start.key));
         TableImage {
             seen_until,
-            starts: live.map(|entry| entry.start.clone()).collect(),
+            starts: live.cloned().collect(),
             ended: self.ended.lives.values().map(|ended| ended.key).collect(),
         }
     }
@@ -172,7 +173,12 @@ impl Tracker {
     /// How many processes are alive, as far as is known.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.processes.values().filter(|entry| !entry.is_over).count()
+        self.processes().count()
+    }
+
+    /// The newest that is known of each process that is alive, as a start event.
+    pub fn processes(&self) -> impl Iterator<Item = &ProcessEvent> {
+        self.processes.values().filter(|entry| !entry.is_over).map(|entry| &entry.start)
     }
 
     /// Whether none is known to be alive.

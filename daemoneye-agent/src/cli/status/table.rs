@@ -104,6 +104,11 @@ fn health(out: &mut impl Write, health: &CollectorHealth) -> io::Result<()> {
             counts.start, counts.stop, counts.modify, counts.gap, health.shed_modifies_total
         ),
     )?;
+    let excluded = &health.excluded;
+    if excluded.events_total > 0 {
+        let (events, processes) = (excluded.events_total, excluded.processes_total);
+        line(out, "  excluded", &format!("{events} events of {processes} processes"))?;
+    }
     let log = &health.log;
     line(
         out,

@@ -1,0 +1,319 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision, SourceName};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::super::filter::tests::filter;
+use super::super::tracker::{TableImage, Tracker};
+use super::*;
+use crate::source::{
+    Facts, Happening, Happenings, Observation, ObservedProcess, ProcessTable, What,
+};
+
+const BOOT: Uuid = Uuid::from_u128(7);
+
+/// What a process is: the number of its program, whether it is root's, its parent.
+type Kind = (u8, bool, u32);
+
+fn facts((program, root, ppid): Kind) -> Box<Facts> {
+    let mut facts = Facts::unknown(Completeness::Complete);
+    facts.ppid = Some(ppid);
+    facts.exe = Some(format!("/bin/{program}").as_str().into());
+    facts.uid = Some(if root { 0 } else { 1000 });
+    Box::new(facts)
+}
+
+fn look(at_ns: u64, processes: impl IntoIterator<Item = (u32, u64, Kind)>) -> Observation {
+    let observed = |(pid, start_ns, kind)| ObservedProcess {
+        pid,
+        start_centis: start_ns / 10_000_000,
+        facts: Some(facts(kind)),
+        ended: None,
+    };
+    Observation::Snapshot(ProcessTable {
+        source: SourceName::Poll,
+        is_told: true,
+        boot_id: BOOT,
+        precision: KeyPrecision::Tick,
+        time_ns: at_ns as i64,
+        uptime_ns: at_ns,
+        processes: processes.into_iter().map(observed).collect(),
+    })
+}
+
+fn seen(happenings: Vec<Happening>) -> Observation {
+    let source = SourceName::Ebpf;
+    Observation::Seen(Happenings { source, boot_id: BOOT, wall_offset_ns: 0, happenings })
+}
+
+/// A tracker and its gate.
+struct Bench {
+    tracker: Tracker,
+    gate: Gate,
+}
+
+impl Bench {
+    fn new(rules: &str) -> Self {
+        let tracker = Tracker::new();
+        Self { gate: Gate::new(filter(rules).unwrap(), &tracker), tracker }
+    }
+
+    /// What is told of an observation.
+    fn tell(&mut self, observation: Observation) -> Vec<ProcessEvent> {
+        let events = self.tracker.observe(observation).into_iter();
+        let told = events.filter_map(|event| self.gate.pass(event));
+        told.map(|event| match event {
+            Event::Process(event) => *event,
+            Event::Gap(gap) => panic!("{gap:?}"),
+        })
+        .collect()
+    }
+
+    /// As a restart goes on from the saved table.
+    fn restart(&mut self, rules: &str) {
+        let mut bytes = Vec::new();
+        self.tracker.encode(|key| self.gate.withholds(key)).encode_into(&mut bytes);
+        self.tracker = Tracker::restore(&TableImage::decode(&bytes).unwrap());
+        self.gate = Gate::new(filter(rules).unwrap(), &self.tracker);
+    }
+}
+
+/// `=` start of one that was there, `+` start, `-` stop, `~` change; and the pid.
+fn short(events: &[ProcessEvent]) -> Vec<String> {
+    let sign = |event: &ProcessEvent| match event.kind {
+        ProcessEventKind::Start { existing: true } => '=',
+        ProcessEventKind::Start { existing: false } => '+',
+        ProcessEventKind::Stop(_) => '-',
+        ProcessEventKind::Modify { .. } => '~',
+    };
+    events.iter().map(|event| format!("{}{}", sign(event), event.pid())).collect()
+}
+
+fn at(at_ns: u64, pid: u32, what: What) -> Happening {
+    // Each pid lives once here.
+    Happening { pid, start_ns: 1_000_000_000 + u64::from(pid) * 20_000_000, at_ns, what }
+}
+
+fn forked(forker: u32) -> What {
+    What::Forked { forker, inherits_group: true, facts: facts((0, false, forker)) }
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+#[test]
+fn a_life_is_told_as_a_whole_or_not_at_all() {
+    let mut bench = Bench::new("exclude = [{ exe = '/bin/1' }]");
+    let there = look(SECOND, [(1, 0, (0, true, 0)), (2, 0, (1, true, 1))]);
+    assert_eq!(short(&bench.tell(there)), ["=1"]);
+    let told = bench.tell(seen(vec![
+        at(2 * SECOND, 30, forked(1)),
+        at(2 * SECOND + 1, 30, What::Executed(facts((1, false, 1)))),
+        at(2 * SECOND + 2, 30, What::Renamed("other".into())),
+        at(2 * SECOND + 3, 30, What::Exited(Exit::default(), facts((1, false, 1)))),
+        at(2 * SECOND + 4, 31, forked(1)),
+        at(2 * SECOND + 5, 31, What::Executed(facts((2, false, 1)))),
+        // Once told, told to the end: else a stop would have to come from nowhere.
+        at(2 * SECOND + 6, 31, What::Executed(facts((1, false, 1)))),
+        at(2 * SECOND + 7, 31, What::Exited(Exit::default(), facts((1, false, 1)))),
+    ]));
+    assert_eq!(short(&told), ["+31", "~31", "-31"]);
+    assert_eq!(bench.gate.excluded(), Excluded { processes_total: 2, events_total: 4 });
+    assert_eq!(bench.gate.withheld.len(), 1, "what ended is forgotten");
+}
+
+#[test]
+fn one_that_runs_another_program_is_judged_again_and_then_its_start_is_told() {
+    let mut bench = Bench::new("include = [{ exe = '/bin/2' }]");
+    let there = look(SECOND, [(1, 0, (0, true, 0)), (2, 0, (0, true, 1))]);
+    assert_eq!(short(&bench.tell(there)), [""; 0]);
+    let told = bench.tell(seen(vec![
+        at(2 * SECOND, 30, forked(1)),
+        at(2 * SECOND + 1, 31, forked(1)),
+        at(2 * SECOND + 2, 31, What::Exited(Exit::default(), facts((0, false, 1)))),
+    ]));
+    assert_eq!(short(&told), [""; 0]);
+    let told = bench.tell(seen(vec![
+        at(3 * SECOND, 30, What::Renamed("two".into())),
+        at(3 * SECOND + 1, 30, What::Executed(facts((2, false, 1)))),
+        at(3 * SECOND + 2, 30, What::Renamed("three".into())),
+        at(3 * SECOND + 3, 30, What::Exited(Exit::default(), facts((2, false, 1)))),
+    ]));
+    assert_eq!(short(&told), ["+30", "~30", "-30"]);
+    let start = &told[0];
+    assert_eq!((start.exe.clone(), start.time_ns), (Some("/bin/2".into()), 3_000_000_001));
+    assert_eq!(start.start_time_ns, Some(1_600_000_000), "it began before");
+    assert_eq!(start.parent_key.map(|key| key.pid), Some(1), "whose start was not told");
+    // Of one that was there before, this stays known.
+    let told = bench.tell(seen(vec![Happening {
+        pid: 2,
+        start_ns: 0,
+        at_ns: 4 * SECOND,
+        what: What::Executed(facts((2, true, 1))),
+    }]));
+    assert_eq!(short(&told), ["=2"]);
+}
+
+/// A parent that ran another program, or ended, before its child was judged, in the same batch.
+#[test]
+fn the_parent_is_what_it_was_when_the_child_began() {
+    let mut bench = Bench::new("exclude = [{ parent = '/bin/5' }]");
+    bench.tell(look(SECOND, [(1, 0, (5, true, 0))]));
+    let told = bench.tell(seen(vec![
+        at(2 * SECOND, 30, forked(1)),
+        Happening {
+            pid: 1,
+            start_ns: 0,
+            at_ns: 2 * SECOND + 1,
+            what: What::Executed(facts((6, true, 0))),
+        },
+        at(2 * SECOND + 2, 31, forked(1)),
+        Happening {
+            pid: 1,
+            start_ns: 0,
+            at_ns: 2 * SECOND + 3,
+            what: What::Exited(Exit::default(), facts((6, true, 0))),
+        },
+        at(2 * SECOND + 4, 30, What::Executed(facts((9, false, 1)))),
+    ]));
+    assert_eq!(short(&told), ["~1", "+31", "-1"], "30 is a child of what ran 5");
+    bench.restart("exclude = [{ parent = '/bin/0' }]");
+    assert_eq!(bench.gate.programs.as_ref().unwrap().len(), 1, "what is known from before");
+}
+
+#[test]
+fn without_rules_nothing_is_remembered() {
+    let mut bench = Bench::new("");
+    let told = bench.tell(look(SECOND, [(1, 0, (5, true, 0))]));
+    assert_eq!(short(&told), ["=1"]);
+    assert!(bench.gate.withheld.is_empty() && bench.gate.programs.is_none());
+    assert_eq!(bench.gate.excluded(), Excluded::default());
+}
+
+#[test]
+fn c3_after_a_restart_only_what_was_told_is_ended() {
+    let mut bench = Bench::new("exclude = [{ uid = 0 }]");
+    let user = (0, false, 1);
+    bench.tell(look(SECOND, [(1, 0, (0, true, 0)), (2, 0, user), (3, 0, (1, true, 1))]));
+    bench.restart("exclude = [{ uid = 0 }]");
+    // 2 and 3 have ended, and two of the same kind began.
+    let told = bench.tell(look(
+        5 * SECOND,
+        [(1, 0, (0, true, 0)), (4, 3 * SECOND, user), (5, 3 * SECOND, (0, true, 1))],
+    ));
+    assert_eq!(short(&told), ["-2", "+4"]);
+    assert_eq!(told[1].parent_key.map(|key| key.pid), Some(1), "all are in the table");
+    // With other rules, what is alive is told as what it is: there already.
+    bench.restart("exclude = [{ uid = 1000 }]");
+    let (init, user, root) =
+        ((1, 0, (0, true, 0)), (4, 3 * SECOND, user), (5, 3 * SECOND, (0, true, 1)));
+    let told = bench.tell(look(6 * SECOND, [init, user, root]));
+    assert_eq!(short(&told), ["=1", "=5"], "and 4 goes on being told");
+    assert_eq!(short(&bench.tell(look(7 * SECOND, [init]))), ["-4", "-5"]);
+}
+
+/// What may happen next.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Something happens to a pid, told at once: 0 fork, 1 exec, 2 exit.
+    Told(Vec<(u32, u8, Kind)>),
+    /// A look finds these, each with a kind or as it was.
+    Look(Vec<(u32, Kind)>),
+    /// The program is killed or ended, and started with one of the filters.
+    Restart(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let kind = (0_u8..3, any::<bool>(), 0_u32..6);
+    let told = proptest::collection::vec((1_u32..6, 0_u8..3, kind.clone()), 1..6);
+    let found = proptest::collection::vec((1_u32..6, kind), 0..5);
+    let step = prop_oneof![
+        4 => told.prop_map(Step::Told),
+        2 => found.prop_map(Step::Look),
+        1 => (0_usize..5).prop_map(Step::Restart),
+    ];
+    proptest::collection::vec(step, 1..25)
+}
+
+const FILTERS: [&str; 5] = [
+    "",
+    "exclude = [{ exe = '/bin/1' }]",
+    "include = [{ exe = ['/bin/1', '/bin/2'] }]\nexclude = [{ uid = 0 }]",
+    "include = [{ parent = '/bin/1' }]",
+    "exclude = [{ parent = '/bin/0', uid = 1000 }]",
+];
+
+proptest! {
+    /// Whatever the filter, whatever is seen, and wherever the program ends and goes on with
+    /// another filter: each start that is told has its stop or lives, each stop and each change
+    /// has a start; and what is alive and told is what the table and the gate say.
+    #[test]
+    fn every_told_stop_has_a_told_start_and_the_other_way_round(
+        first in 0_usize..5,
+        steps in steps(),
+    ) {
+        let mut bench = Bench::new(FILTERS[first]);
+        let mut open = BTreeSet::new();
+        let mut closed = BTreeSet::new();
+        let mut lives: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut now = SECOND;
+        for step in steps {
+            now += 30_000_000;
+            let observation = match step {
+                Step::Restart(which) => {
+                    bench.restart(FILTERS[which]);
+                    continue;
+                }
+                Step::Look(found) => {
+                    let mut seen = BTreeMap::new();
+                    for (pid, kind) in found {
+                        let start = *lives.get(&pid).unwrap_or(&(now - 20_000_000));
+                        seen.insert(pid, (pid, start, kind));
+                    }
+                    lives = seen.values().map(|(pid, start, _)| (*pid, *start)).collect();
+                    look(now, seen.into_values())
+                }
+                Step::Told(all) => {
+                    let mut happenings = Vec::new();
+                    for (pid, what, kind) in all {
+                        now += 1000;
+                        // Whoever is not there begins, or is met at something else.
+                        let start_ns = *lives.entry(pid).or_insert(now);
+                        let what = match what {
+                            0 if start_ns == now => What::Forked {
+                                forker: kind.2, inherits_group: true, facts: facts(kind),
+                            },
+                            0 | 1 => What::Executed(facts(kind)),
+                            _ => What::Exited(Exit::default(), facts(kind)),
+                        };
+                        if matches!(what, What::Exited(..)) {
+                            lives.remove(&pid);
+                        }
+                        happenings.push(Happening { pid, start_ns, at_ns: now, what });
+                    }
+                    seen(happenings)
+                }
+            };
+            for event in bench.tell(observation) {
+                match event.kind {
+                    ProcessEventKind::Start { .. } => {
+                        prop_assert!(!closed.contains(&event.key), "{} again", event.key);
+                        prop_assert!(open.insert(event.key), "{} twice", event.key);
+                    }
+                    ProcessEventKind::Stop(_) => {
+                        prop_assert!(open.remove(&event.key), "{} unknown", event.key);
+                        closed.insert(event.key);
+                    }
+                    ProcessEventKind::Modify { .. } => {
+                        prop_assert!(open.contains(&event.key), "{} unknown", event.key);
+                    }
+                }
+            }
+            let told: BTreeSet<_> = bench.tracker.processes().map(|process| process.key)
+                .filter(|key| !bench.gate.withholds(*key)).collect();
+            prop_assert_eq!(&told, &open);
+            let alive: BTreeSet<_> = bench.tracker.processes().map(|process| process.key).collect();
+            prop_assert!(bench.gate.withheld.keys().all(|key| alive.contains(key)), "left over");
+        }
+    }
+}
