@@ -203,6 +203,7 @@ mod tests {
                 scans_total: 1,
                 scan_errors_total: 0,
                 events: EventCounts::default(),
+                digests: None,
                 excluded: Excluded::default(),
                 shed_modifies_total: 0,
                 log: LogHealth {

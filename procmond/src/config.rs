@@ -204,7 +204,7 @@ impl Config {
                 "What to see processes with: ebpf, or else poll; auto takes the best that works.",
             ),
             see: declare_seeing(loader),
-            tell: TellOptions { filter: declare_filter(loader) },
+            tell: declare_telling(loader),
             shutdown_timeout: loader.millis(
                 "shutdown.timeout_ms",
                 ms(5000),
@@ -262,6 +262,23 @@ fn declare_seeing(loader: &mut Loader) -> SourceOptions {
     );
     let ring_bytes = u32::try_from(ring.next_power_of_two()).unwrap_or(1 << 30);
     SourceOptions { interval, ring_bytes, tick }
+}
+
+/// What is told of what is seen.
+fn declare_telling(loader: &mut Loader) -> TellOptions {
+    let filter = declare_filter(loader);
+    let sha256 = loader.boolean(
+        "monitor.sha256",
+        false,
+        "Whether events have the SHA-256 of the executable (Linux).",
+    );
+    let sha256_bytes_max = loader.bytes(
+        "monitor.sha256_max_bytes",
+        64 << 20,
+        KB..=TIB,
+        "With sha256: larger executables are not read.",
+    );
+    TellOptions { filter, sha256_bytes_max: sha256.then_some(sha256_bytes_max) }
 }
 
 /// Which processes are told of.
@@ -462,6 +479,15 @@ mod tests {
             let file = format!("[wal]\nrotate_every = \"{wrong}\"\n");
             assert!(load(&file, &[]).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn digests_are_made_when_asked_for() {
+        let of = |text| load(text, &[]).unwrap().tell.sha256_bytes_max;
+        assert_eq!(of(""), None);
+        assert_eq!(of("[monitor]\nsha256_max_bytes = \"1 MB\"\n"), None);
+        assert_eq!(of("[monitor]\nsha256 = true\n"), Some(64 << 20));
+        assert_eq!(of("[monitor]\nsha256 = true\nsha256_max_bytes = \"1 MB\"\n"), Some(MB));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! sources send it observations; the connector sends it backpressure. One task takes them one at a
 //! time, so nothing here is shared or locked.
 
+mod digest;
 pub mod filter;
 mod gate;
 mod pressure;
@@ -27,6 +28,7 @@ use tracing::{debug, info, warn};
 use crate::event_bus_connector::{BackpressureSignal, EventBusConnector};
 use crate::source::{Observation, SourceChoice, SourceError, SourceOptions, Started};
 use crate::wal::WalError;
+use digest::Digester;
 use filter::Filter;
 use gate::Gate;
 use pressure::Pressure;
@@ -80,6 +82,8 @@ pub struct MonitorOptions {
 pub struct TellOptions {
     /// Which processes are told of.
     pub filter: Filter,
+    /// The SHA-256 of the programs that run, if they have at most so many bytes; `None`: of none.
+    pub sha256_bytes_max: Option<u64>,
 }
 
 enum Message {
@@ -162,6 +166,7 @@ pub struct ProcessMonitor {
     tracker: Tracker,
     gate: Gate,
     pressure: Pressure,
+    digester: Option<Digester>,
     source: Option<Started>,
     /// An interval to take up after the next look.
     next_interval: Option<Duration>,
@@ -191,6 +196,7 @@ impl ProcessMonitor {
         let monitor = Self {
             saved: Saved { stream, sequence, at: Instant::now() },
             recorder: Recorder::new(connector.clone(), refused),
+            digester: options.tell.sha256_bytes_max.map(Digester::new),
             gate: Gate::new(options.tell.filter.clone(), &tracker),
             options,
             mailbox: messages,
@@ -271,7 +277,12 @@ impl ProcessMonitor {
         if self.source.is_none() {
             let interval = self.pressure.interval(self.options.see.interval);
             let see = SourceOptions { interval, ..self.options.see };
-            let source = self.options.source.start(see)?;
+            let mut source = self.options.source.start(see)?;
+            if let Some(digester) = &self.digester {
+                source.observations = digester.follow(source.observations).map_err(|source| {
+                    SourceError::NoThread { name: self.options.source.best(), source }
+                })?;
+            }
             if let Some(why_not) = &source.instead {
                 warn!(
                     "{why_not}; looking at the process table instead, which misses what is short"
@@ -414,6 +425,7 @@ impl ProcessMonitor {
             scans_total: self.scans_total,
             scan_errors_total: self.scan_errors_total,
             events: self.recorder.counts(),
+            digests: self.digester.as_ref().map(Digester::counts),
             excluded: self.gate.excluded(),
             shed_modifies_total: self.pressure.shed_total(),
             log: LogHealth {

@@ -121,6 +121,7 @@ fn health(log: &Log) -> daemoneye_lib::models::control::CollectorHealth {
         scans_total: 1,
         scan_errors_total: 0,
         events: EventCounts::default(),
+        digests: None,
         excluded: Excluded::default(),
         shed_modifies_total: 0,
         log: LogHealth {

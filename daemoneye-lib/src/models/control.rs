@@ -139,6 +139,8 @@ pub struct CollectorHealth {
     pub scan_errors_total: u64,
     /// Events put into the log.
     pub events: EventCounts,
+    /// What was read to tell the SHA-256 of programs, where that was asked for.
+    pub digests: Option<Digests>,
     /// What the filters in the configuration left out.
     pub excluded: Excluded,
     /// Modify events left out under backpressure.
@@ -160,6 +162,26 @@ pub struct EventCounts {
     pub modify: u64,
     /// Known losses.
     pub gap: u64,
+}
+
+/// What became of the programs whose SHA-256 was asked for. One that was read or kept gives it;
+/// of the others there is none.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Digests {
+    /// Files that were read as a whole.
+    pub read_total: u64,
+    /// Programs that were read before.
+    pub cached_total: u64,
+    /// The process had ended, and the file was not where it had been.
+    pub gone_total: u64,
+    /// The file had been changed or replaced, or was, while it was read.
+    pub changed_total: u64,
+    /// The file is larger than `monitor.sha256_max_bytes`.
+    pub too_large_total: u64,
+    /// The file was not read in time. It may be known when it runs again.
+    pub late_total: u64,
+    /// The system did not let us read it.
+    pub unreadable_total: u64,
 }
 
 /// What filters left out.

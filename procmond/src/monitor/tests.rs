@@ -75,7 +75,7 @@ impl Bench {
         filter: Filter,
     ) -> (ProcessMonitor, MonitorHandle, mpsc::Sender<BackpressureSignal>) {
         let options = MonitorOptions {
-            tell: TellOptions { filter },
+            tell: TellOptions { filter, ..TellOptions::default() },
             ..self.monitor_options(Duration::from_millis(10))
         };
         self.monitor_with(log, options)
@@ -639,6 +639,75 @@ mod real {
             Event::Gap(_) => None,
         });
         assert!(told.into_iter().all(|pid| ours.contains(&pid)), "and nothing of any other");
+    }
+
+    /// Whether tracepoints can be used here.
+    #[cfg(target_os = "linux")]
+    fn can_use_ebpf() -> bool {
+        match crate::source::probe_ebpf() {
+            Ok(()) => true,
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{error}");
+                eprintln!("skipped: {error}");
+                false
+            }
+        }
+    }
+
+    /// Programs that are gone before anybody can look, most of them.
+    #[cfg(target_os = "linux")]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_short_life_has_the_digest_of_what_it_ran() {
+        use daemoneye_lib::models::process::Sha256;
+        use sha2::Digest;
+        const LIVES: usize = 100;
+        if !can_use_ebpf() {
+            return;
+        }
+        let mark = format!("digest-{}", std::process::id());
+        let rules = format!("include = [{{ argv = '{mark}' }}]");
+        let tell = TellOptions {
+            filter: super::super::filter::tests::filter(&rules).unwrap(),
+            sha256_bytes_max: Some(64 << 20),
+        };
+        let bench = Bench::new();
+        let log = bench.open(WalOptions::default()).await;
+        let options = MonitorOptions {
+            source: SourceChoice::Ebpf,
+            tell,
+            ..bench.monitor_options(Duration::from_secs(1))
+        };
+        let (monitor, handle, _signals) = bench.monitor_with(&log, options);
+        let running = tokio::spawn(monitor.run());
+        handle.begin().await.unwrap().unwrap();
+        until(async || handle.health().await.unwrap().scans_total > 0).await;
+        let lives = tokio::task::spawn_blocking(move || {
+            for _ in 0..LIVES {
+                assert!(Command::new("true").arg(&mark).status().unwrap().success());
+            }
+        });
+        lives.await.unwrap();
+        until(async || handle.health().await.unwrap().events.stop >= LIVES as u64).await;
+        let digests = handle.health().await.unwrap().digests.unwrap();
+        handle.shutdown().await.unwrap();
+        running.await.unwrap().unwrap();
+
+        let path =
+            ["/usr/bin/true", "/bin/true"].into_iter().find_map(|path| std::fs::read(path).ok());
+        let wanted = Sha256(sha2::Sha256::digest(path.unwrap()).into());
+        let (mut stops, mut without) = (0, 0);
+        for (_, event) in records(&log, Sequence(1)) {
+            let Event::Process(event) = event else { continue };
+            if matches!(event.kind, ProcessEventKind::Stop(_)) {
+                stops += 1;
+                assert!(event.exe_sha256.is_none_or(|sum| sum == wanted), "{event:?}");
+                without += u64::from(event.exe_sha256.is_none());
+            }
+        }
+        assert_eq!(stops, LIVES);
+        let counted = digests.late_total + digests.gone_total + digests.changed_total;
+        assert!(without <= counted && without < LIVES as u64 / 2, "{without} of {digests:?}");
+        assert!(digests.cached_total >= LIVES as u64 / 2, "{digests:?}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

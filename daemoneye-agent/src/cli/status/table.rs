@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use daemoneye_lib::display::{self, bytes, duration, time};
-use daemoneye_lib::models::control::CollectorHealth;
+use daemoneye_lib::models::control::{CollectorHealth, Digests};
 use jiff::tz::TimeZone;
 
 use crate::status::{AgentStatus, CollectorStatus, StoreStatus};
@@ -104,6 +104,16 @@ fn health(out: &mut impl Write, health: &CollectorHealth) -> io::Result<()> {
             counts.start, counts.stop, counts.modify, counts.gap, health.shed_modifies_total
         ),
     )?;
+    if let Some(digests) = &health.digests {
+        let Digests { read_total, cached_total, gone_total, changed_total, .. } = digests;
+        let Digests { too_large_total, late_total, unreadable_total, .. } = digests;
+        let text = format!(
+            "{read_total} programs read, {cached_total} known; without: {gone_total} gone, \
+             {changed_total} changed, {too_large_total} too large, {late_total} late, \
+             {unreadable_total} unreadable"
+        );
+        line(out, "  sha256", &text)?;
+    }
     let excluded = &health.excluded;
     if excluded.events_total > 0 {
         let (events, processes) = (excluded.events_total, excluded.processes_total);
