@@ -205,6 +205,7 @@ mod tests {
                 events: EventCounts::default(),
                 digests: None,
                 excluded: Excluded::default(),
+                unseen_max_total: 0,
                 shed_modifies_total: 0,
                 log: LogHealth {
                     stream: of.stream,

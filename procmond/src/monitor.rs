@@ -173,6 +173,7 @@ pub struct ProcessMonitor {
     saved: Saved,
     scans_total: u64,
     scan_errors_total: u64,
+    unseen_max_total: u64,
 }
 
 /// When the process table was last written down.
@@ -208,6 +209,7 @@ impl ProcessMonitor {
             next_interval: None,
             scans_total: 0,
             scan_errors_total: 0,
+            unseen_max_total: 0,
         };
         (monitor, MonitorHandle { mailbox })
     }
@@ -319,8 +321,9 @@ impl ProcessMonitor {
 
     async fn observed(&mut self, observation: Observation) -> Result<(), MonitorError> {
         match &observation {
-            Observation::Snapshot(_) => self.scans_total += 1,
+            Observation::Snapshot(_) | Observation::Unchanged { .. } => self.scans_total += 1,
             Observation::Seen(_) => {}
+            Observation::Unseen(unseen) => self.unseen_max_total += unseen.missing,
             Observation::Overrun(overrun) => {
                 warn!(missing = overrun.missing, "the kernel had no room to tell of everything");
             }
@@ -424,6 +427,7 @@ impl ProcessMonitor {
             processes: self.tracker.len() as u64,
             scans_total: self.scans_total,
             scan_errors_total: self.scan_errors_total,
+            unseen_max_total: self.unseen_max_total,
             events: self.recorder.counts(),
             digests: self.digester.as_ref().map(Digester::counts),
             excluded: self.gate.excluded(),

@@ -38,6 +38,16 @@ const OBSERVATIONS: usize = 4;
 pub enum Observation {
     /// Everything that is there: what is not in it has ended.
     Snapshot(ProcessTable),
+    /// Another look has found everything as the one before.
+    Unchanged {
+        /// Which boot of which machine.
+        boot_id: Uuid,
+        /// When looking began, in nanoseconds since boot.
+        uptime_ns: u64,
+    },
+    /// Processes that may have lived between two looks: at most so many, for threads are counted
+    /// with them where nothing tells them apart.
+    Unseen(Overrun),
     /// What the kernel told of, one thing after another.
     Seen(Happenings),
     /// The kernel had no room to tell of some things. A snapshot follows.
@@ -346,7 +356,7 @@ impl SourceChoice {
     /// If processes cannot be seen with it at all.
     pub fn start(self, options: SourceOptions) -> Result<Started, SourceError> {
         let (sender, observations) = mpsc::channel(OBSERVATIONS);
-        let poll = |sender| poll::start(new_poll()?, options.interval, sender);
+        let poll = |sender| poll::start(new_looks()?, options.interval, sender);
         let (name, handle, instead) = match self {
             Self::Ebpf => (SourceName::Ebpf, start_ebpf(options, sender)?, None),
             Self::Poll => (SourceName::Poll, poll(sender)?, None),
@@ -436,6 +446,14 @@ fn exit_of(wait_status: i32) -> Exit {
 fn new_poll() -> Result<procfs::Procfs, SourceError> {
     procfs::Procfs::open("/proc".into())
 }
+
+#[cfg(target_os = "linux")]
+fn new_looks() -> Result<impl poll::Scan, SourceError> {
+    Ok(new_poll()?.again_and_again())
+}
+
+#[cfg(not(target_os = "linux"))]
+use new_poll as new_looks;
 
 #[cfg(not(target_os = "linux"))]
 fn new_poll() -> Result<portable::Portable, SourceError> {

@@ -123,6 +123,7 @@ fn health(log: &Log) -> daemoneye_lib::models::control::CollectorHealth {
         events: EventCounts::default(),
         digests: None,
         excluded: Excluded::default(),
+        unseen_max_total: 0,
         shed_modifies_total: 0,
         log: LogHealth {
             stream: log.stream,

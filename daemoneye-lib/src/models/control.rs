@@ -137,6 +137,9 @@ pub struct CollectorHealth {
     pub scans_total: u64,
     /// Looks that failed.
     pub scan_errors_total: u64,
+    /// At most so many processes lived unseen between two looks, as far as that was told: the gaps
+    /// with the reason `unseen`.
+    pub unseen_max_total: u64,
     /// Events put into the log.
     pub events: EventCounts,
     /// What was read to tell the SHA-256 of programs, where that was asked for.

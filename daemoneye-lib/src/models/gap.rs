@@ -70,6 +70,8 @@ pub enum GapReason {
     Shed,
     /// A durable consumer fell behind what the broker still had.
     ConsumerBehind,
+    /// Processes may have lived unseen between two looks at the process table.
+    Unseen,
 }
 
 impl GapReason {
@@ -84,6 +86,7 @@ impl GapReason {
             Self::CaptureOverrun => "capture_overrun",
             Self::Shed => "shed",
             Self::ConsumerBehind => "consumer_behind",
+            Self::Unseen => "unseen",
         }
     }
 }

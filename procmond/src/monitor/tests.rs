@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::snapshot::SNAPSHOT_FILE;
 use super::*;
 use crate::event_bus_connector::ConnectorOptions;
-use crate::source::{Facts, ObservedProcess, ProcessTable};
+use crate::source::{Facts, ObservedProcess, Overrun, ProcessTable};
 use crate::wal::faulty::{Fault, Faulty, Op};
 use crate::wal::{Entry, WalOptions, WriteAheadLog};
 
@@ -302,6 +302,25 @@ async fn c4_what_is_shed_is_in_the_health_and_in_one_gap() {
     };
     assert_eq!((gap.reason, gap.missing), (GapReason::Shed, Some(4)));
     assert_eq!((health.log.last, last), (Sequence(16), Sequence(16)));
+}
+
+#[tokio::test]
+async fn c1_what_may_have_lived_unseen_is_in_the_health_and_in_a_gap() {
+    let bench = Bench::new();
+    let log = bench.open(Bench::options()).await;
+    let (mut monitor, _handle, _signals) = bench.monitor(&log, Duration::from_secs(1));
+    monitor.observed(look(2, [(1, "a".to_owned())])).await.unwrap();
+    for missing in [5, 7] {
+        let unseen = Overrun { missing, since_ns: 3, until_ns: 4 };
+        monitor.observed(Observation::Unseen(unseen)).await.unwrap();
+    }
+    let health = monitor.health();
+    assert_eq!((health.unseen_max_total, health.events.gap), (12, 2));
+    log.flush().await.unwrap();
+    let (_, Event::Gap(gap)) = records(&log, Sequence(1)).pop().unwrap() else { panic!("a gap") };
+    assert_eq!((gap.reason, gap.missing), (GapReason::Unseen, Some(7)));
+    assert_eq!((gap.since_ns, gap.until_ns, gap.time_ns), (Some(3), Some(4), 4));
+    assert!(gap.detail.contains("at most 7 processes"), "{}", gap.detail);
 }
 
 #[tokio::test]

@@ -200,7 +200,12 @@ impl Tracker {
         match observation {
             Observation::Snapshot(table) => self.compare(table),
             Observation::Seen(seen) => self.happened(seen),
+            Observation::Unchanged { boot_id, uptime_ns } => {
+                self.past = Past::ThisRun { boot_id, uptime_ns };
+                Vec::new()
+            }
             Observation::Overrun(overrun) => vec![overrun_gap(overrun).into()],
+            Observation::Unseen(unseen) => vec![unseen_gap(unseen).into()],
             Observation::Failed(_) => Vec::new(),
         }
     }
@@ -353,6 +358,20 @@ fn overrun_gap(overrun: Overrun) -> GapEvent {
         since_ns: Some(since_ns),
         until_ns: Some(until_ns),
         ..GapEvent::new(GapReason::CaptureOverrun, until_ns, detail)
+    }
+}
+
+fn unseen_gap(unseen: Overrun) -> GapEvent {
+    let Overrun { missing, since_ns, until_ns } = unseen;
+    let detail = format!(
+        "at most {missing} processes lived unseen between two looks at the process table: the \
+         kernel counted so many more than were seen, threads among them"
+    );
+    GapEvent {
+        missing: Some(missing),
+        since_ns: Some(since_ns),
+        until_ns: Some(until_ns),
+        ..GapEvent::new(GapReason::Unseen, until_ns, detail)
     }
 }
 

@@ -13,6 +13,16 @@ use super::{Observation, ProcessTable, SourceError};
 pub(super) trait Scan: Send + 'static {
     /// Lists them all; facts of those that are new or have changed since the last time.
     fn scan(&mut self) -> Result<ProcessTable, SourceError>;
+
+    /// Looks again, for somebody who was told of every look before.
+    fn look(&mut self) -> Result<Vec<Observation>, SourceError> {
+        Ok(vec![Observation::Snapshot(self.scan()?)])
+    }
+
+    /// What is left to tell when nobody will look any more.
+    fn end(&mut self) -> Option<Observation> {
+        None
+    }
 }
 
 /// A running source. Dropping it stops the source as well.
@@ -54,13 +64,12 @@ pub(super) fn start(
     let (control, orders) = blocking::channel();
     let look_for_ever = move || loop {
         let began = Instant::now();
-        let observation = match scanner.scan() {
-            Ok(table) => Observation::Snapshot(table),
-            Err(error) => Observation::Failed(error),
-        };
+        let seen = scanner.look().unwrap_or_else(|error| vec![Observation::Failed(error)]);
         let took = began.elapsed();
-        if observations.blocking_send(observation).is_err() {
-            return;
+        for observation in seen {
+            if observations.blocking_send(observation).is_err() {
+                return;
+            }
         }
         // A table so large that a look takes longer than the interval must not eat a whole
         // processor: at least half of the time is left to others.
@@ -69,7 +78,11 @@ pub(super) fn start(
             let wait = next(interval).saturating_duration_since(Instant::now());
             match orders.recv_timeout(wait) {
                 Ok(Control::SetInterval(new)) => interval = new,
-                Ok(Control::Stop) | Err(blocking::RecvTimeoutError::Disconnected) => return,
+                Ok(Control::Stop) | Err(blocking::RecvTimeoutError::Disconnected) => {
+                    // If nobody listens any more, nobody misses it.
+                    scanner.end().map(|last| observations.blocking_send(last));
+                    return;
+                }
                 Err(blocking::RecvTimeoutError::Timeout) => break,
             }
         }

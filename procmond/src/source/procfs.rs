@@ -19,6 +19,7 @@
 //! of a second is looked at again before the look ends, so that it gives one start with what it
 //! is, not a start as its parent and a change.
 
+mod again;
 mod details;
 mod files;
 mod stat;
@@ -65,13 +66,23 @@ pub(super) struct Procfs {
     round: u64,
     /// When the last look began and when this one did, in seconds since boot.
     seconds: [u64; 2],
+    /// This look has found something that was not so before.
+    has_news: bool,
+    /// When the first look began, in 10 ms units since boot.
+    began_ticks: u64,
+    /// Processes and threads that were seen and began after that.
+    began: u64,
     buffer: Vec<u8>,
 }
 
 /// What a process looked like when its facts were last told.
 struct Known {
     start_ticks: u64,
-    marks: Marks,
+    /// `None` if what was read did not reach anybody.
+    marks: Option<Marks>,
+    /// It had ended when it was told of.
+    has_ended: bool,
+    threads: u64,
     /// How long it had run before `marks` were read; `None` if that does not say whether it has
     /// changed.
     ran: Option<[u64; 3]>,
@@ -129,8 +140,16 @@ impl Procfs {
             known: HashMap::new(),
             round: 0,
             seconds: [0; 2],
+            has_news: false,
+            began_ticks: 0,
+            began: 0,
             buffer: Vec::new(),
         })
+    }
+
+    /// To be looked at again and again.
+    pub(super) fn again_and_again(self) -> again::Again {
+        again::Again::new(self)
     }
 
     fn uptime_ns(&mut self) -> Result<u64, SourceError> {
@@ -167,7 +186,11 @@ impl Procfs {
         };
         let ids = self.ids(pid)?;
         let group = match self.known.get(&pid) {
-            Some(known) if known.start_ticks == stat.start_ticks && !is_due => known.marks.group,
+            Some(Known { start_ticks, marks: Some(marks), .. })
+                if *start_ticks == stat.start_ticks && !is_due =>
+            {
+                marks.group
+            }
             _ => self.group(pid)?,
         };
         let (name, layout, session) = (stat.name.clone(), stat.layout, stat.session);
@@ -183,12 +206,18 @@ impl Procfs {
         {
             known.round = round;
             known.ran = None;
+            self.began += stat.threads.saturating_sub(known.threads);
+            known.threads = stat.threads;
+            self.has_news |= stat.has_ended && !known.has_ended;
+            known.has_ended = stat.has_ended;
             // Of one that has ended or is about to, nothing can be read any more that was not
             // known better.
-            if stat.has_ended || stat.is_leaving(known.marks.layout) {
+            if let Some(told) = &known.marks
+                && (stat.has_ended || stat.is_leaving(told.layout))
+            {
                 return Ok(Some(observed));
             }
-            if known.marks == marks {
+            if known.marks.as_ref() == Some(&marks) {
                 known.ran = ran;
                 return Ok(Some(observed));
             }
@@ -217,7 +246,21 @@ impl Procfs {
             }
         }
         observed.facts = Some(Box::new(facts));
-        self.known.insert(pid, Known { start_ticks: stat.start_ticks, marks, ran, round });
+        self.has_news = true;
+        let known = Known {
+            start_ticks: stat.start_ticks,
+            marks: Some(marks),
+            has_ended: observed.ended.is_some(),
+            threads: stat.threads,
+            ran,
+            round,
+        };
+        let before = self.known.insert(pid, known);
+        let is_new = before.is_none_or(|before| before.start_ticks != stat.start_ticks);
+        // One of the same tick may have been counted by the kernel before we began.
+        if is_new && stat.start_ticks > self.began_ticks {
+            self.began += stat.threads.max(1);
+        }
         Ok(Some(observed))
     }
 
@@ -257,7 +300,7 @@ impl Procfs {
     /// Whether it is alive, told for the first time or anew, and has its parent's memory layout.
     fn is_fork(&self, process: &ObservedProcess) -> bool {
         let (Some(facts), None) = (&process.facts, process.ended) else { return false };
-        let layout = |pid: u32| self.known.get(&pid).map(|known| known.marks.layout);
+        let layout = |pid: u32| Some(self.known.get(&pid)?.marks.as_ref()?.layout);
         let own = layout(process.pid);
         own.is_some_and(|layout| layout[2] != 0) && own == facts.ppid.and_then(layout)
     }
@@ -308,34 +351,65 @@ impl Procfs {
     }
 }
 
-impl Known {
-    fn unchanged(&self, pid: u32) -> ObservedProcess {
-        ObservedProcess { pid, start_centis: self.start_ticks, facts: None, ended: None }
-    }
+/// What to look for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Among {
+    /// Every process there is.
+    All,
+    /// Those that were there the last time; no other has begun.
+    Known,
 }
 
-impl Scan for Procfs {
-    fn scan(&mut self) -> Result<ProcessTable, SourceError> {
+impl Procfs {
+    /// Looks; afterwards `has_news` says whether anything is not as it was.
+    fn look_among(&mut self, among: Among) -> Result<ProcessTable, SourceError> {
+        let looked = self.look_through(among);
+        if looked.is_err() {
+            // What was found so far reaches nobody, and is to be told with the next look.
+            for known in self.known.values_mut() {
+                known.marks = None;
+                known.ran = None;
+                known.has_ended = false;
+            }
+        }
+        looked
+    }
+
+    fn look_through(&mut self, among: Among) -> Result<ProcessTable, SourceError> {
         self.round += 1;
+        self.has_news = false;
         let time_ns = wall_clock_ns();
         let uptime_ns = self.uptime_ns()?;
+        if self.began_ticks == 0 {
+            self.began_ticks = uptime_ns / stat::TICK_NS;
+        }
         self.seconds = [self.seconds[1], uptime_ns / 1_000_000_000];
         let mut processes = Vec::with_capacity(self.known.len() + 16);
-        let list = self.files.list()?;
-        let mut buffer = [MaybeUninit::uninit(); LIST_BYTES];
-        let mut entries = RawDir::new(list, &mut buffer);
-        while let Some(entry) = entries.next() {
-            let entry = entry.map_err(|error| self.files.unreadable_root(error))?;
-            let pid = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
-            if let Some(pid) = pid
-                && let Some(process) = self.look_at(pid)?
-            {
-                processes.push(process);
+        match among {
+            Among::All => {
+                let list = self.files.list()?;
+                let mut buffer = [MaybeUninit::uninit(); LIST_BYTES];
+                let mut entries = RawDir::new(list, &mut buffer);
+                while let Some(entry) = entries.next() {
+                    let entry = entry.map_err(|error| self.files.unreadable_root(error))?;
+                    let pid = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
+                    if let Some(pid) = pid {
+                        processes.extend(self.look_at(pid)?);
+                    }
+                }
+            }
+            Among::Known => {
+                let pids: Vec<u32> = self.known.keys().copied().collect();
+                for pid in pids {
+                    processes.extend(self.look_at(pid)?);
+                }
             }
         }
         self.settle(&mut processes, uptime_ns / stat::TICK_NS)?;
         let round = self.round;
+        let were_known = self.known.len();
         self.known.retain(|_, known| known.round == round);
+        self.has_news |= self.known.len() < were_known;
         Ok(ProcessTable {
             source: SourceName::Poll,
             is_told: false,
@@ -345,6 +419,18 @@ impl Scan for Procfs {
             uptime_ns,
             processes,
         })
+    }
+}
+
+impl Known {
+    fn unchanged(&self, pid: u32) -> ObservedProcess {
+        ObservedProcess { pid, start_centis: self.start_ticks, facts: None, ended: None }
+    }
+}
+
+impl Scan for Procfs {
+    fn scan(&mut self) -> Result<ProcessTable, SourceError> {
+        self.look_among(Among::All)
     }
 }
 

@@ -88,12 +88,13 @@ fn health(out: &mut impl Write, health: &CollectorHealth) -> io::Result<()> {
         out,
         "  source",
         &format!(
-            "{} every {}, {} processes, {} scans, {} failed",
+            "{} every {}, {} processes, {} scans, {} failed; at most {} lives unseen",
             health.source,
             span(health.interval_ms),
             health.processes,
             health.scans_total,
-            health.scan_errors_total
+            health.scan_errors_total,
+            health.unseen_max_total
         ),
     )?;
     line(

@@ -103,6 +103,19 @@ fn each_process_gives_one_start_and_one_stop_with_the_same_key() {
 }
 
 #[test]
+fn a_look_that_found_nothing_new_leaves_everything_as_it_is() {
+    let mut tracker = new();
+    tracker.observe(look(1000, vec![alive(1, 0), alive(20, 500)]));
+    let unchanged = Observation::Unchanged { boot_id: BOOT, uptime_ns: 1100 * CENTI_NS };
+    assert_eq!(tracker.observe(unchanged), []);
+    assert_eq!(tracker.len(), 2);
+    // A later run knows up to when everything was seen: what began before is not news.
+    let mut later = through_bytes(&tracker);
+    let events = later.observe(look(1200, vec![alive(1, 0), alive(30, 1050), alive(40, 1150)]));
+    assert_eq!(short(&events), ["?20@500.0", "=30@1050.0", "+40@1150.0"]);
+}
+
+#[test]
 fn start_times_and_event_times_are_told_apart() {
     let mut tracker = new();
     let events = tracker.observe(look(1000, vec![alive(20, 400)]));

@@ -18,6 +18,7 @@ pub(super) struct Stat {
     pub(super) is_kernel_thread: bool,
     /// All of its threads have ended and only its entry is left.
     pub(super) has_ended: bool,
+    pub(super) threads: u64,
     pub(super) cpu_ticks: u64,
     pub(super) start_ticks: u64,
     /// Where code and stack lie; zeros to those who may not trace it. Each `exec` makes it anew.
@@ -70,6 +71,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Stat> {
         session: field(6)?.parse().unwrap_or(0),
         is_kernel_thread,
         has_ended,
+        threads,
         cpu_ticks: number(14)?.saturating_add(number(15)?),
         start_ticks: number(22)?,
         layout,
@@ -113,6 +115,13 @@ pub(super) fn parse_ran(bytes: &[u8]) -> Option<[u64; 3]> {
     let mut numbers = std::str::from_utf8(bytes).ok()?.split_ascii_whitespace();
     let mut next = || numbers.next()?.parse().ok();
     Some([next()?, next()?, next()?]).filter(|ran| *ran != [0; 3])
+}
+
+/// Reads from `/proc/stat` how many processes and threads have begun since boot.
+pub(super) fn forks(bytes: &[u8]) -> Option<u64> {
+    let label = b"processes ";
+    let line = bytes.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(label))?;
+    std::str::from_utf8(line).ok()?.parse().ok()
 }
 
 /// Reads `/proc/uptime`: seconds with two decimals.
@@ -176,6 +185,8 @@ mod tests {
         assert!(parse_ids(b"Uid:\t1\n").is_none());
         assert_eq!(uptime_ns(b"12.34 5.6\n"), Some(12_340_000_000));
         assert_eq!(uptime_ns(b"12"), None);
+        assert_eq!(forks(b"cpu 1 2\nprocesses 4711\nprocs_running 3\n"), Some(4711));
+        assert_eq!(forks(b"cpu 1 2\n"), None);
         assert_eq!(parse_ran(b"5 0 7\n"), Some([5, 0, 7]));
         assert_eq!(parse_ran(b"0 0 0\n"), None, "the kernel does not count");
         assert_eq!(parse_ran(b"5 0"), None);

@@ -3,6 +3,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use super::*;
+use crate::source::Observation;
 
 /// Ends and reaps the process also when an assertion fails.
 struct Running(Child);
@@ -256,6 +257,110 @@ fn a_failure_that_is_not_an_end_fails_the_look() {
     let error = procfs.scan().unwrap_err();
     assert!(matches!(error, SourceError::Unreadable { .. }), "{error}");
     assert!(Procfs::open(dir.path().join("nowhere")).is_err());
+}
+
+/// Everything that a look tells of: pids with news, `None` if nothing has changed, and how many may
+/// have lived unseen.
+fn told(again: &mut again::Again) -> (Option<Vec<u32>>, u64) {
+    let (mut pids, mut unseen) = (None, 0);
+    for observation in again.look().unwrap() {
+        match observation {
+            Observation::Snapshot(table) => {
+                let news = table.processes.iter().filter(|process| process.facts.is_some());
+                let mut news: Vec<u32> = news.map(|process| process.pid).collect();
+                news.sort_unstable();
+                pids = Some(news);
+            }
+            Observation::Unchanged { uptime_ns, .. } => assert!(uptime_ns > 0),
+            Observation::Unseen(overrun) => unseen += overrun.missing,
+            other => panic!("{other:?}"),
+        }
+    }
+    (pids, unseen)
+}
+
+#[test]
+fn while_nothing_begins_only_those_that_are_known_are_looked_at() {
+    let (dir, procfs) = fake(STAT);
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    write("stat", "cpu 1 2\nprocesses 100\n");
+    let mut again = procfs.again_and_again();
+    assert_eq!(told(&mut again), (Some(vec![7]), 0));
+    assert_eq!(told(&mut again), (None, 0), "everything is as it was");
+    // One that nobody forked is not there, so this one is not found.
+    write("8/stat", &STAT.replace("123456", "200001").replace("7 (x)", "8 (y)"));
+    assert_eq!(told(&mut again), (None, 0));
+    // Its name changed, and it has ended: a known one is looked at each time.
+    write("7/stat", &STAT.replace("(x)", "(z)"));
+    assert_eq!(told(&mut again), (Some(vec![7]), 0));
+    write("stat", "processes 101\n");
+    assert_eq!(told(&mut again), (Some(vec![8]), 0));
+    fs::remove_file(dir.path().join("7/stat")).unwrap();
+    assert_eq!(told(&mut again), (Some(vec![]), 0));
+    assert_eq!(told(&mut again), (None, 0));
+    // Whatever the count says, everything is listed now and then.
+    write("7/stat", STAT);
+    assert_eq!(told(&mut again), (None, 0));
+    write("uptime", "2030.00 1.00\n");
+    assert_eq!(told(&mut again), (Some(vec![7]), 0));
+}
+
+#[test]
+fn c1_what_began_and_was_not_seen_is_bounded() {
+    let (dir, procfs) = fake(STAT);
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let young = |pid: u32, threads: u32| {
+        let stat = STAT.replace("7 (x)", &format!("{pid} (y)")).replace("123456", "200001");
+        stat.replace("20 0 1 0", &format!("20 0 {threads} 0"))
+    };
+    write("stat", "processes 100\n");
+    let mut again = procfs.again_and_again();
+    told(&mut again);
+    // A process with three threads accounts for three, two more threads for two.
+    write("stat", "processes 103\n");
+    write("8/stat", &young(8, 3));
+    assert_eq!(told(&mut again), (Some(vec![8]), 0));
+    write("stat", "processes 105\n");
+    write("8/stat", &young(8, 5));
+    assert_eq!((told(&mut again).1, told(&mut again).1), (0, 0));
+    // Seven that nobody saw; one that is there, and began before we did, is none of them.
+    write("stat", "processes 112\n");
+    write("9/stat", &STAT.replace("7 (x)", "9 (old)"));
+    assert_eq!((told(&mut again).1, told(&mut again).1), (0, 7));
+    // What comes within the minute is told at the end.
+    write("stat", "processes 115\n");
+    assert_eq!((told(&mut again).1, told(&mut again).1), (0, 0));
+    let Some(Observation::Unseen(last)) = again.end() else { panic!("three are missing") };
+    assert_eq!(last.missing, 3);
+    assert!(again.end().is_none());
+}
+
+#[test]
+fn what_a_look_found_before_it_failed_is_told_by_the_next() {
+    let (dir, procfs) = fake(STAT);
+    fs::write(dir.path().join("stat"), "processes 100\n").unwrap();
+    let mut again = procfs.again_and_again();
+    told(&mut again);
+    let stat = dir.path().join("7/stat");
+    fs::write(&stat, STAT.replace("(x)", "(z)")).unwrap();
+    for pid in 20..40 {
+        fs::create_dir_all(dir.path().join(format!("{pid}"))).unwrap();
+        fs::create_dir_all(dir.path().join(format!("{pid}/stat"))).unwrap();
+    }
+    fs::write(dir.path().join("stat"), "processes 101\n").unwrap();
+    assert!(again.look().is_err());
+    for pid in 20..40 {
+        fs::remove_dir(dir.path().join(format!("{pid}/stat"))).unwrap();
+    }
+    assert_eq!(told(&mut again), (Some(vec![7]), 0));
 }
 
 /// The parent 1 and its child 7, both with the memory layout of the parent.
