@@ -159,7 +159,10 @@ impl Relay {
                     }
                 }
             }
-            Observation::Overrun(_) | Observation::Failed(_) => {}
+            Observation::Unchanged { .. }
+            | Observation::Unseen(_)
+            | Observation::Overrun(_)
+            | Observation::Failed(_) => {}
         }
     }
 
