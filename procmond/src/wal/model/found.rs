@@ -295,14 +295,17 @@ fn w1_nothing_is_written_behind_a_segment_that_may_have_its_name() {
         });
         disk.set_capacity(u64::MAX);
         until("there is room", || append(&log, 13, 700).is_ok());
-        let held = read(&log);
         let cut = disk.snapshot();
         log.close().unwrap();
-        assert_eq!(read(&open(&disk, dir.path(), quick())), held, "{kind}");
+        // What was acknowledged may be gone, or back.
+        let held: Vec<_> = (first.0 as u8..14).collect();
+        let found = read(&open(&disk, dir.path(), quick()));
+        assert!(found.ends_with(&held), "{kind}: {found:?}");
         for luck in 0..12 {
             let after = cut.snapshot();
             after.power_cut(luck);
-            assert_eq!(read(&open(&after, dir.path(), quick())), held, "{kind}, {luck}");
+            let found = read(&open(&after, dir.path(), quick()));
+            assert!(found.ends_with(&held), "{kind}, {luck}: {found:?}");
         }
     }
 }
