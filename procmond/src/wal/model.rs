@@ -11,7 +11,8 @@
 //! ```
 //!
 //! The log's threads interleave as they like, so the same seed is the same history but not always
-//! the same order of operations.
+//! the same order of operations. In half of the histories threads lose their turn at random. What
+//! is found is told with the changes that were asked of the disk before it, and by which thread.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

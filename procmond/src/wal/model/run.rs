@@ -73,6 +73,8 @@ pub(super) enum End {
 
 /// A disk as it was before an operation, and what must be true of the log on it.
 struct CrashPoint {
+    /// The operation.
+    nth: u64,
     at: String,
     disk: SimDisk,
     expect: Expect,
@@ -142,8 +144,8 @@ impl Run {
                 expect.watermark_max = expect.watermark_max.max(state.watermark.0);
             }
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let at = format!("operation {nth}, {op:?} of {name}");
-            live.points.push(CrashPoint { at, disk: watched.snapshot(), expect });
+            let at = format!("{op:?} of {name}");
+            live.points.push(CrashPoint { nth, at, disk: watched.snapshot(), expect });
         })));
         Self {
             disk,
@@ -181,13 +183,26 @@ impl Run {
     /// Lives a history to its end and checks every crash point of it.
     pub(super) fn live_through(history: &History, points: CrashPoints) -> Checked<Tally> {
         let mut run = Self::new(|dir| history.setup.options(dir), history.seed);
-        run.open(false)?;
-        for (nth, action) in history.actions.iter().enumerate() {
-            run.act(action).map_err(|wrong| format!("{wrong}\nafter action {nth}, {action:?}"))?;
+        let mut dice = Dice::new(!history.seed);
+        if dice.one_in(2) {
+            run.disk.unsettle(dice.next());
         }
-        run.end()?;
+        let lived = run.live_to_the_end(history);
+        lived.map_err(|wrong| format!("{wrong}, the disk's last changes:\n{}", run.trace()))?;
         run.check_crash_points(points)?;
         Ok(run.tally)
+    }
+
+    fn trace(&self) -> String {
+        self.disk.trace(u64::MAX)
+    }
+
+    fn live_to_the_end(&mut self, history: &History) -> Checked {
+        self.open(false)?;
+        for (nth, action) in history.actions.iter().enumerate() {
+            self.act(action).map_err(|wrong| format!("{wrong}\nafter action {nth}, {action:?}"))?;
+        }
+        self.end().map_err(|wrong| format!("{wrong}\nat the end"))
     }
 
     pub(super) fn act(&mut self, action: &Action) -> Checked {
@@ -541,11 +556,12 @@ impl Run {
 
     /// After an action: if the log is no more, it is opened again.
     fn settle(&mut self) -> Checked {
+        // Looked at first: the power may go at any moment, and shuts the log.
+        let shut = self.state_of(|state| state.shut.clone());
         self.count_faults();
         if !self.disk.is_powered() {
             return self.crash(true);
         }
-        let shut = self.state_of(|state| state.shut.clone());
         match shut {
             None => Ok(()),
             Some(WalError::Poisoned { .. }) => {
@@ -791,8 +807,11 @@ impl Run {
         }
         for point in points {
             self.tally.crash_points += 1;
-            let at = point.at.clone();
-            self.check_crash_point(point).map_err(|wrong| format!("{wrong}\nat {at}"))?;
+            let (nth, at) = (point.nth, point.at.clone());
+            self.check_crash_point(point).map_err(|wrong| {
+                let before = self.disk.trace(nth);
+                format!("{wrong}after a crash before operation {nth}, {at}; before it:\n{before}")
+            })?;
         }
         Ok(())
     }
@@ -815,7 +834,7 @@ impl Run {
         };
         // The disk knows the files by their whole paths.
         std::mem::swap(&mut after.dir, &mut self.dir);
-        let checked = after.after_crash();
+        let checked = after.after_crash().map_err(|wrong| format!("{wrong}\n{}", after.trace()));
         std::mem::swap(&mut after.dir, &mut self.dir);
         self.tally.openings += after.tally.openings;
         checked

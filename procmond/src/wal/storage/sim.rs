@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
+use std::time::Duration;
 
 use super::faulty::Op;
 use super::{Storage, StorageFile};
@@ -88,6 +90,24 @@ pub(crate) struct Struck {
     pub(crate) op: Op,
     pub(crate) path: PathBuf,
     pub(crate) fault: Fault,
+}
+
+/// An operation that changed something, or failed.
+struct Done {
+    nth: u64,
+    op: Op,
+    path: PathBuf,
+    fault: Option<Fault>,
+    by: Thread,
+}
+
+impl std::fmt::Display for Done {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { nth, op, path, fault, by } = self;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        write!(f, "  {nth} {op:?} of {name} by {}", by.name().unwrap_or("a producer"))?;
+        fault.map_or(Ok(()), |fault| write!(f, ": {fault:?}"))
+    }
 }
 
 /// Random numbers that are the same everywhere for the same seed (SplitMix64).
@@ -375,6 +395,9 @@ struct Disk {
     struck: Vec<Struck>,
     operations: u64,
     watcher: Option<Watcher>,
+    trace: Vec<Done>,
+    /// Decides which threads lose their turn before an operation.
+    unrest: Option<Dice>,
     /// Files that nobody may write to under their present name, and the writes there were.
     sealed: BTreeSet<FileId>,
     violations: Vec<String>,
@@ -402,6 +425,8 @@ impl SimDisk {
             struck: Vec::new(),
             operations: 0,
             watcher: None,
+            trace: Vec::new(),
+            unrest: None,
             sealed: BTreeSet::new(),
             violations: Vec::new(),
             read_bytes_max: 0,
@@ -451,6 +476,31 @@ impl SimDisk {
 
     pub(crate) fn watch(&self, watcher: Option<Watcher>) {
         self.lock().watcher = watcher;
+    }
+
+    /// The last changes that were asked for before this operation, a line each.
+    pub(crate) fn trace(&self, before: u64) -> String {
+        const LINES: usize = 40;
+        let disk = self.lock();
+        let upto = disk.trace.partition_point(|done| done.nth < before);
+        let last = &disk.trace[upto.saturating_sub(LINES)..upto];
+        last.iter().map(|done| format!("{done}\n")).collect()
+    }
+
+    /// From now on threads lose their turn before some operations, so that others come in between
+    /// where they seldom do.
+    pub(crate) fn unsettle(&self, seed: u64) {
+        self.lock().unrest = Some(Dice::new(seed));
+    }
+
+    /// Lets the other threads go first, if that is drawn.
+    fn lose_turn(&self) {
+        let drawn = self.lock().unrest.as_mut().map(|dice| (dice.below(16), dice.below(200)));
+        match drawn {
+            Some((0, micros)) => thread::sleep(Duration::from_micros(micros)),
+            Some((1..=4, _)) => thread::yield_now(),
+            _ => {}
+        }
     }
 
     /// The longest read that was asked for.
@@ -514,6 +564,7 @@ impl SimDisk {
         op: Op,
         path: &Path,
     ) -> io::Result<(MutexGuard<'_, Disk>, Option<Fault>)> {
+        self.lose_turn();
         let watcher = {
             let disk = self.lock();
             let alive = disk.powered && life.is_none_or(|life| life == disk.life);
@@ -540,6 +591,10 @@ impl SimDisk {
             fault = Some(armed.fault);
             false
         });
+        if fault.is_some() || Which::Change.counts(op) {
+            let (nth, path, by) = (disk.operations - 1, path.to_owned(), thread::current());
+            disk.trace.push(Done { nth, op, path, fault, by });
+        }
         if let Some(fault) = fault {
             disk.struck.push(Struck { op, path: path.to_owned(), fault });
         }
@@ -915,6 +970,11 @@ mod tests {
         handle.sync_data().unwrap_err();
         assert_eq!(disk.bytes(&file("a")).unwrap().len(), 100, "the system did not go down");
         assert_eq!(disk.take_struck().len(), 3);
+        let trace = disk.trace(u64::MAX);
+        let lines: Vec<_> = trace.lines().map(str::trim).collect();
+        assert!(lines[0].starts_with("0 Create of a by ") && lines[3].ends_with(": Short(3)"));
+        assert!(lines.last().is_some_and(|last| last.starts_with("6 SyncDir of sim by ")));
+        assert_eq!(disk.trace(3).lines().count(), 3);
     }
 
     #[test]
