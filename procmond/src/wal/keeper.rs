@@ -59,7 +59,7 @@ struct Papers {
     /// Files prepared for nothing, to be removed.
     leftovers: Vec<PathBuf>,
     /// Segments that were left with more room than they need.
-    roomy: VecDeque<(Active, bool)>,
+    roomy: VecDeque<Active>,
     /// There is something in reserve, as far as is known.
     has_reserve: bool,
     /// What is prepared takes room that records need.
@@ -104,10 +104,9 @@ impl Desk {
         self.work.notify_one();
     }
 
-    /// A segment was left with more room than it needs. One that could not be synced is not synced
-    /// again.
-    pub(super) fn trim(&self, left: Active, durably: bool) {
-        self.lock().roomy.push_back((left, durably));
+    /// A segment was left with more room than it needs.
+    pub(super) fn trim(&self, left: Active) {
+        self.lock().roomy.push_back(left);
         self.work.notify_one();
     }
 
@@ -169,7 +168,7 @@ enum Job {
     Prepare,
     Shed(Spare),
     Reserve,
-    Trim(Active, bool),
+    Trim(Active),
     Rest,
     End,
 }
@@ -185,7 +184,7 @@ impl Keeper {
             let done = match self.next_job() {
                 Job::Dispose(segment, generation) => self.dispose(&segment, generation),
                 Job::Prepare => self.prepare(),
-                Job::Trim(left, durably) => self.trim(&left, durably),
+                Job::Trim(left) => self.trim(&left),
                 Job::Reserve => self.put_in_reserve(),
                 Job::Shed(spare) => {
                     self.shed(spare);
@@ -218,8 +217,8 @@ impl Keeper {
                 (state.generation, state.may_prepare(options.segment_bytes, options))
             };
             let mut papers = self.desk.lock();
-            if let Some((left, durably)) = papers.roomy.pop_front() {
-                return Job::Trim(left, durably);
+            if let Some(left) = papers.roomy.pop_front() {
+                return Job::Trim(left);
             }
             // It stays on the desk until it is done, so that it is not forgotten by a failure.
             let archives = matches!(self.shared.options.retire, Retire::Archive(_));
@@ -310,12 +309,12 @@ impl Keeper {
         Ok(())
     }
 
-    /// Gives back what a segment was prepared for and has not used, for good if possible: what a
-    /// power cut brings back is counted by nobody.
-    fn trim(&self, left: &Active, durably: bool) -> Result<(), WalError> {
+    /// Gives back what a segment was prepared for and has not used, and what has failed behind its
+    /// records, for good: a power cut would bring it back, and the budget with it.
+    fn trim(&self, left: &Active) -> Result<(), WalError> {
         let Active { file, path, offset, .. } = left;
         file.set_len(*offset)
-            .and_then(|()| if durably { file.sync_data() } else { Ok(()) })
+            .and_then(|()| file.sync_data())
             .map_err(|source| WalError::io("end the segment", path, source))?;
         let mut state = self.shared.lock();
         let number = left.label.segment;

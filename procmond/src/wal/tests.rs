@@ -126,7 +126,9 @@ fn w8_after_a_failed_sync_the_records_go_into_a_fresh_segment() {
         let mut failed = false;
         storage.replan(move |op, path| {
             let first = path.ends_with("procmond-00001.wal.new");
-            if failed && first && (op == Op::Write || op == Op::Sync) {
+            // The keeper cuts off what has failed, and syncs that.
+            let cuts = op == Op::Sync && std::thread::current().name() == Some("wal-keeper");
+            if failed && first && !cuts && (op == Op::Write || op == Op::Sync) {
                 count.fetch_add(1, Ordering::Relaxed);
             }
             let fault = fails(op, path);

@@ -665,7 +665,7 @@ impl Writer {
         }
         if left.prepared_bytes > left.offset || self.abandoned {
             // That takes a while, and time is dear here.
-            self.desk.trim(left, !self.abandoned);
+            self.desk.trim(left);
         }
         self.abandoned = false;
         self.watermark_synced = label.watermark;

@@ -309,3 +309,25 @@ fn w1_nothing_is_written_behind_a_segment_that_may_have_its_name() {
         }
     }
 }
+
+/// What a failed sync had left behind a segment's records was cut off, but not for good: a power cut
+/// brought it back, and the log was beyond its budget until that segment was committed.
+#[test]
+fn w9_what_a_failed_commit_leaves_is_gone_for_good() {
+    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+    let log = open(&disk, dir.path(), WalOptions { prepare: false, ..quick() });
+    append(&log, 0, 500).unwrap();
+    fail(&disk, Which::Sync, 0);
+    append(&log, 1, 3000).unwrap();
+    let segments = || log.inner.shared.lock().segments.clone();
+    until("the rest is cut off", || segments()[0].file_bytes == segments()[0].bytes);
+    let needed: u64 = segments().iter().map(|segment| segment.bytes).sum();
+    let then = disk.snapshot();
+    log.close().unwrap();
+    for luck in 0..24 {
+        let after = then.snapshot();
+        after.power_cut(luck);
+        assert_eq!(log_bytes(&after, dir.path()), needed, "{luck}");
+        assert_eq!(read(&open(&after, dir.path(), quick())), [0, 1], "{luck}");
+    }
+}

@@ -108,6 +108,9 @@ pub(super) struct Run {
     /// Faults since the log was opened that it may not survive.
     hard_faults: u32,
     capped: bool,
+    /// What the log took when it was opened beyond its budget: a crash came before what a failed
+    /// write had left was cut off. That counts, so nothing comes on top of it.
+    opened_bytes: u64,
     tally: Tally,
 }
 
@@ -160,6 +163,7 @@ impl Run {
             lie_armed: false,
             hard_faults: 0,
             capped: false,
+            opened_bytes: 0,
             tally: Tally::default(),
         }
     }
@@ -256,10 +260,11 @@ impl Run {
         }
         self.settle()?;
         let budget = self.options.disk_budget_bytes;
+        let at_most = budget.max(self.opened_bytes);
         let full = budget / self.options.segment_bytes.min(budget / 4) + 3;
         // Left at their age they may hold little.
         let segments = full.max(self.disk.names(self.dir.path()).len() as u64);
-        let budget = budget + RESERVE_BYTES + segments * OVER_BUDGET_BYTES;
+        let budget = at_most + RESERVE_BYTES + segments * OVER_BUDGET_BYTES;
         let since = Instant::now();
         loop {
             let used = log_bytes(&self.disk, self.dir.path());
@@ -725,6 +730,18 @@ impl Run {
         } else {
             expect = before_it;
         }
+        let opened_bytes = log_bytes(&self.disk, self.dir.path());
+        self.opened_bytes = if self.hard_faults > 0 && fine {
+            let counted = log.stats();
+            let counted = counted.used_bytes + counted.prepared_bytes;
+            must!(
+                counted + OVER_BUDGET_BYTES >= opened_bytes || !recovery.foreign.is_empty(),
+                "W9: {opened_bytes} bytes when opened, {counted} by its own account"
+            );
+            opened_bytes
+        } else {
+            self.opened_bytes.min(opened_bytes)
+        };
         self.hard_faults = 0;
         {
             let mut live = self.live();
@@ -830,6 +847,7 @@ impl Run {
             lie_armed: false,
             hard_faults: 0,
             capped: false,
+            opened_bytes: 0,
             tally: Tally::default(),
         };
         // The disk knows the files by their whole paths.
