@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::super::state::{Shared, State};
 use super::super::storage::faulty::Op;
 use super::super::storage::sim::{Armed, Dice, Fault, SimDisk, Which};
-use super::super::{NewRecord, Promise, Retire, WalError, WalOptions, WriteAheadLog};
+use super::super::{NewRecord, Promise, Retire, WalError, WalOptions, WriteAheadLog, writer};
 use super::archives::read_archives;
 use super::expect::{Checked, Expect, Known, Lie, NextStream, log_bytes, must, torn_tail_is_kept};
 use super::history::{Action, History, How};
@@ -530,12 +530,13 @@ impl Run {
     fn room(&mut self) -> Checked {
         self.disk.set_capacity(u64::MAX);
         self.capped = false;
+        // Whatever the writer is at has been told that there is none, and is about to say so.
+        drop(writer::lock(&self.log().inner.writer));
         // Half of the time something is acknowledged, which makes it look at once.
         if self.dice.one_in(2) && self.disk.is_powered() {
             self.acknowledge(100)?;
         }
         let since = Instant::now();
-        // What the writer is at may still find no room.
         while self.disk.is_powered()
             && self.state_of(|state| {
                 let at_work = state.writing_bytes > 0 || state.group.pending_records() > 0;
