@@ -10,6 +10,8 @@ pub mod config;
 pub mod event_bus_connector;
 pub mod logging;
 pub mod monitor;
+#[cfg(target_os = "linux")]
+pub mod privileges;
 mod shutdown;
 pub mod source;
 pub mod wal;

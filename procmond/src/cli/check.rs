@@ -3,7 +3,11 @@
 //! Changes nothing: no directory is made, no log is opened.
 
 mod broker;
+#[cfg(target_os = "linux")]
+mod kernel;
 mod log_dir;
+#[cfg(target_os = "linux")]
+mod privileges;
 mod report;
 
 use std::path::PathBuf;
@@ -33,16 +37,18 @@ pub struct CheckArgs {
 #[must_use]
 pub fn run(args: &CheckArgs) -> ExitCode {
     let mut report = Report::default();
+    // What is found must be what `procmond run` finds.
+    let not_given_up = super::confine();
     match Config::load(args.config.as_deref(), &[]) {
         Ok(config) => {
             report.add(Finding::new("configuration", Verdict::Good, "every option is right"));
-            privileges(&mut report);
+            system(not_given_up, &mut report);
             sources(&mut report);
             log_dir::check(&config.wal_dir, config.disk_budget_bytes, &mut report);
         }
         Err(problems) => {
             report.add(Finding::new("configuration", Verdict::Bad, problems.to_string()));
-            privileges(&mut report);
+            system(not_given_up, &mut report);
             sources(&mut report);
         }
     }
@@ -57,25 +63,15 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     }
 }
 
-#[cfg(unix)]
-fn privileges(report: &mut Report) {
-    let uid = rustix::process::geteuid();
-    let finding = if uid.is_root() {
-        Finding::new("privileges", Verdict::Good, "root: every process can be seen whole")
-    } else {
-        let uid = uid.as_raw();
-        let detail = format!(
-            "user {uid}: starts, stops, arguments and users of all processes can be seen; the \
-             program's path, working directory and namespaces only of this user's own. Run as root \
-             to see all of it"
-        );
-        Finding::new("privileges", Verdict::Limited, detail)
-    };
-    report.add(finding);
+/// What the system lets us do.
+#[cfg(target_os = "linux")]
+fn system(not_given_up: Vec<String>, report: &mut Report) {
+    let held = privileges::check(not_given_up, report);
+    kernel::check(held, report);
 }
 
-#[cfg(not(unix))]
-fn privileges(_report: &mut Report) {}
+#[cfg(not(target_os = "linux"))]
+fn system(_not_given_up: Vec<String>, _report: &mut Report) {}
 
 fn sources(report: &mut Report) {
     report.add(match source::probe_ebpf() {

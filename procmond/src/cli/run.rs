@@ -1,6 +1,7 @@
 //! `procmond run`: collect, log, deliver.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,7 +22,7 @@ use crate::monitor::{
     INTERVAL_MAX, MonitorError, MonitorHandle, MonitorOptions, ProcessMonitor, Recovered,
 };
 use crate::shutdown::Signals;
-use crate::wal::{LostRange, Recovery, WriteAheadLog};
+use crate::wal::{LostRange, Recovery, WalError, WriteAheadLog};
 
 /// Arguments of `procmond run`.
 #[derive(Args)]
@@ -67,6 +68,7 @@ fn seconds_as_millis(text: &str) -> Result<u64, String> {
 /// Runs until a signal, a request or a failure ends it.
 #[must_use]
 pub fn run(args: &RunArgs) -> ExitCode {
+    let not_given_up = super::confine();
     let config = match Config::load(args.config.as_deref(), &args.flags()) {
         Ok(config) => config,
         Err(problems) => {
@@ -82,6 +84,9 @@ pub fn run(args: &RunArgs) -> ExitCode {
         }
     };
     let set_log_filter = crate::logging::init(&config.log_level);
+    for problem in not_given_up {
+        warn!("{problem}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The log and the source have threads of their own; what is left is little.
         .worker_threads(2)
@@ -125,6 +130,20 @@ pub(super) fn broker_socket(variable: Option<OsString>) -> Result<PathBuf, Strin
 
 type RunError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Why the log cannot be opened, and whose it is if that is why.
+fn not_opened(error: WalError) -> RunError {
+    let owner = match &error {
+        WalError::Io { path, source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            super::whose(path)
+        }
+        _ => None,
+    };
+    match owner {
+        Some(owner) => format!("{error}. {owner}").into(),
+        None => error.into(),
+    }
+}
+
 async fn collect(
     config: &Config,
     socket: PathBuf,
@@ -132,7 +151,8 @@ async fn collect(
     set_log_filter: SetLogFilter,
 ) -> Result<(), RunError> {
     let mut signals = Signals::listen()?;
-    let (log, recovery) = WriteAheadLog::open(&config.wal_dir, config.wal_options())?;
+    let (log, recovery) =
+        WriteAheadLog::open(&config.wal_dir, config.wal_options()).map_err(not_opened)?;
     report(&log, &recovery);
     let monitor_options = MonitorOptions {
         source: config.source,

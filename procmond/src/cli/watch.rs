@@ -73,6 +73,9 @@ enum End {
 /// Watches until a signal, or until nobody reads the lines any more.
 #[must_use]
 pub fn run(args: &WatchArgs) -> ExitCode {
+    for problem in super::confine() {
+        eprintln!("procmond: {problem}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(watch(args)),

@@ -8,6 +8,7 @@ use daemoneye_lib::paths::WAL_LOCK_FILE;
 
 use super::report::{Finding, Report, Verdict};
 use super::shown;
+use crate::cli::whose;
 
 const NAME: &str = "log directory";
 
@@ -29,7 +30,8 @@ fn finding(dir: &Path, budget_bytes: u64) -> Finding {
     if let Err(why) = writable(existing) {
         let place =
             if there { shown(dir) } else { format!("{}, for {},", shown(existing), shown(dir)) };
-        return bad(format!("{place} cannot be written: {why}; set wal.dir or --wal-dir"));
+        let owner = whose(existing).map_or_else(String::new, |owner| format!(". {owner}"));
+        return bad(format!("{place} cannot be written: {why}; set wal.dir or --wal-dir{owner}"));
     }
     if let Some(holder) = lock_holder(dir) {
         return bad(format!(
