@@ -129,3 +129,26 @@ fn give_up() -> io::Result<()> {
         CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     Ok(set_capabilities(None, sets)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_units_grant_exactly_what_is_needed() {
+        let needed: BTreeSet<&str> = NEEDED.iter().map(|needed| needed.name).collect();
+        for unit in [
+            include_str!("../../config/daemoneye-agent.service"),
+            include_str!("../../config/procmond.service"),
+        ] {
+            let mut sets = unit.lines().filter_map(|line| {
+                line.strip_prefix("CapabilityBoundingSet=")
+                    .or_else(|| line.strip_prefix("AmbientCapabilities="))
+            });
+            assert!(sets.clone().next().is_some(), "{unit}");
+            assert!(sets.all(|set| set.split(' ').collect::<BTreeSet<_>>() == needed), "{unit}");
+        }
+    }
+}
