@@ -13,9 +13,10 @@ use daemoneye_lib::display;
 use daemoneye_lib::models::event::{Event, EventKind};
 use daemoneye_lib::models::process::SourceName;
 use jiff::tz::TimeZone;
+use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::monitor::tracker::Tracker;
+use crate::monitor::tracker::{Ancestor, Departed, Tracker};
 use crate::monitor::{INTERVAL_MAX, INTERVAL_MIN};
 use crate::shutdown::Signals;
 use crate::source::{Observation, SourceChoice, SourceOptions, Started};
@@ -29,11 +30,18 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Lines begin with the time and + (started), - (ended) or ~ (changed). With eBPF every process is \
-seen; what polling cannot see is what lives shorter than the interval. Secrets in arguments are shown as [REDACTED].")]
+seen; what polling cannot see is what lives shorter than the interval. Secrets in arguments are shown as [REDACTED].
+
+With --tree a line says what a process descends from, the oldest first:
+  init[1] › sshd[812] › bash[2001] › curl -s https://example.org
+With --json it is the array \"ancestry\", the parent first.")]
 pub struct WatchArgs {
     /// One JSON object a line, processes that are already there included
     #[arg(long)]
     json: bool,
+    /// Show what each process descends from
+    #[arg(long)]
+    tree: bool,
     /// What to see processes with: auto, ebpf or poll
     #[arg(long, value_name = "SOURCE", default_value = "auto", hide_default_value = true)]
     source: SourceChoice,
@@ -54,7 +62,17 @@ struct Counts {
 struct Output<W> {
     out: W,
     form: Form,
+    /// Whoever has ended may be somebody's ancestor, if ancestors are shown.
+    tree: Option<Departed>,
     counts: Counts,
+}
+
+/// An event's JSON with what its process descends from.
+#[derive(Serialize)]
+struct WithAncestry<'a> {
+    #[serde(flatten)]
+    event: &'a Event,
+    ancestry: &'a [Ancestor<'a>],
 }
 
 enum Form {
@@ -101,6 +119,7 @@ async fn watch(args: &WatchArgs) -> Result<(), WatchError> {
         eprintln!("procmond: {}", display::escape(why_not.to_string().as_bytes()));
     }
     let form = if args.json { Form::Json } else { Form::Lines(style()) };
+    let tree = args.tree.then(Departed::default);
     let mut tracker = Tracker::new();
     let about = match name {
         SourceName::Poll => format!("with {name}, every {} s", args.interval.as_secs_f64()),
@@ -110,7 +129,8 @@ async fn watch(args: &WatchArgs) -> Result<(), WatchError> {
     // A thread of its own: a terminal that is held, or a pipe nobody reads, must not keep us from
     // hearing a signal.
     thread::Builder::new().name("procmond-out".to_owned()).spawn(move || {
-        let mut output = Output { out: io::stdout().lock(), form, counts: Counts::default() };
+        let out = io::stdout().lock();
+        let mut output = Output { out, form, tree, counts: Counts::default() };
         let end = output.show_all(observations, &mut tracker, &about);
         // Nobody waits any longer for a thread that took too long.
         let _ = done.send((end, output.counts));
@@ -190,7 +210,17 @@ impl<W: Write> Output<W> {
     }
 
     fn show(&mut self, events: &[Event], tracker: &Tracker) -> io::Result<()> {
+        if let Some(departed) = &mut self.tree {
+            departed.note(events);
+        }
         for event in events {
+            let ancestry = match (event, &self.tree) {
+                (Event::Process(event), Some(departed)) => {
+                    Some(tracker.ancestry_of(event, departed))
+                }
+                _ => None,
+            };
+            let ancestry = ancestry.as_deref();
             match event.kind() {
                 EventKind::Start => self.counts.starts += 1,
                 EventKind::Stop => self.counts.stops += 1,
@@ -199,11 +229,19 @@ impl<W: Write> Output<W> {
             }
             match (&self.form, event) {
                 (Form::Json, event) => {
-                    serde_json::to_writer(&mut self.out, event)?;
+                    match ancestry {
+                        Some(ancestry) => {
+                            serde_json::to_writer(
+                                &mut self.out,
+                                &WithAncestry { event, ancestry },
+                            )?;
+                        }
+                        None => serde_json::to_writer(&mut self.out, event)?,
+                    }
                     writeln!(self.out)?;
                 }
                 (Form::Lines(style), Event::Process(event)) => {
-                    writeln!(self.out, "{}", style.line(event, tracker))?;
+                    writeln!(self.out, "{}", style.line(event, tracker, ancestry))?;
                 }
                 (Form::Lines(_), Event::Gap(gap)) => {
                     writeln!(self.out, "{}", display::escape(gap.detail.as_bytes()))?;

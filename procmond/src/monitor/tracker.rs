@@ -5,6 +5,7 @@
 //! table and the events logged after it, the next takes up, and then reports what happened in
 //! between: ends as inferred, beginnings as starts.
 
+mod ancestry;
 mod change;
 mod happened;
 mod image;
@@ -19,6 +20,7 @@ use daemoneye_lib::models::process::{
 use uuid::Uuid;
 
 use crate::source::{Facts, Observation, ObservedProcess, Overrun, ProcessTable};
+pub use ancestry::{ANCESTORS_MAX, Ancestor, Departed};
 pub use image::{ImageError, TableImage};
 
 /// Start times in keys are kept in units of this many nanoseconds.

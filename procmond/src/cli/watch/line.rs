@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use daemoneye_lib::display;
+use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::process::{Exit, FieldChange, ProcessEvent, ProcessEventKind};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::users::Users;
-use crate::monitor::tracker::Tracker;
+use crate::monitor::tracker::{ANCESTORS_MAX, Ancestor, Tracker};
 
 /// Columns of the parts before the command.
 const USER_WIDTH: usize = 8;
@@ -28,8 +29,13 @@ pub(super) struct LineStyle {
 }
 
 impl LineStyle {
-    /// The line of an event. Parents are named from the table.
-    pub(super) fn line(&self, event: &ProcessEvent, tracker: &Tracker) -> String {
+    /// The line of an event: with its parent, named from the table, or all its ancestors.
+    pub(super) fn line(
+        &self,
+        event: &ProcessEvent,
+        tracker: &Tracker,
+        ancestry: Option<&[Ancestor<'_>]>,
+    ) -> String {
         let (sign, colour) = match event.kind {
             ProcessEventKind::Start { .. } => ('+', AnsiColor::Green),
             ProcessEventKind::Stop(_) => ('-', AnsiColor::Red),
@@ -38,20 +44,28 @@ impl LineStyle {
         let dim = Style::new().dimmed();
         let main = Style::new().fg_color(Some(colour.into()));
         let user = event.euid.map_or_else(|| "?".to_owned(), |uid| self.users.name(uid));
-        let head = [
+        let user = pad(&display::escape(user.as_bytes()).to_string(), USER_WIDTH);
+        let parent = || format!("← {} ", pad(&parent(event, tracker), PARENT_WIDTH));
+        let mut head = vec![
             (dim, format!("{} ", self.time(event))),
             (main.bold(), format!("{sign} {:>7} ", event.pid())),
-            (dim, format!("← {} ", pad(&parent(event, tracker), PARENT_WIDTH))),
-            (
-                Style::new(),
-                format!("{} ", pad(&display::escape(user.as_bytes()).to_string(), USER_WIDTH)),
-            ),
+            (dim, if ancestry.is_none() { parent() } else { String::new() }),
+            (Style::new(), format!("{user} ")),
         ];
         let details = details(event);
-        let used: usize = head.iter().map(|(_, text)| text.chars().count()).sum();
-        let room = self
-            .width()
-            .map(|width| width.saturating_sub(used + details.chars().count() + 2).max(COMMAND_MIN));
+        let used = |head: &[(Style, String)]| -> usize {
+            head.iter().map(|(_, text)| text.chars().count()).sum()
+        };
+        let room = |used: usize| {
+            let room = |width: usize| width.saturating_sub(used + details.chars().count() + 2);
+            self.width().map(|width| room(width).max(COMMAND_MIN))
+        };
+        if let Some(ancestry) = ancestry {
+            // The command is at least as interesting as what it comes from.
+            let chain = chain(ancestry, room(used(&head)).map(|room| room / 2));
+            head.push((dim, chain));
+        }
+        let room = room(used(&head));
         let mut line = String::new();
         for (style, text) in &head {
             self.paint(&mut line, *style, text);
@@ -110,6 +124,35 @@ fn parent(event: &ProcessEvent, tracker: &Tracker) -> String {
         Some(name) => format!("{name}[{ppid}]"),
         None => format!("[{ppid}]"),
     }
+}
+
+/// The ancestors, the oldest first, and then the place for the command; with less room, the nearest
+/// of them.
+pub(super) fn chain(ancestry: &[Ancestor<'_>], room: Option<usize>) -> String {
+    const LINK: &str = " › ";
+    let mut chain = String::new();
+    for (at, ancestor) in ancestry.iter().enumerate() {
+        let name = ancestor.name.map_or_else(String::new, link_name);
+        let longer = format!("{name}[{}]{LINK}{chain}", ancestor.pid);
+        // What is left out needs a mark.
+        let mark = if at + 1 < ancestry.len() { 1 + LINK.chars().count() } else { 0 };
+        if at == ANCESTORS_MAX - 1 || room.is_some_and(|room| longer.chars().count() + mark > room)
+        {
+            return format!("…{LINK}{chain}");
+        }
+        chain = longer;
+    }
+    chain
+}
+
+/// A name in a chain: one that could be taken for a piece of the chain is quoted.
+fn link_name(name: &ByteString) -> String {
+    let shown = name.to_string();
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || "_-./:@+~".contains(c);
+    if !shown.is_empty() && shown.chars().all(is_bare) {
+        return shown;
+    }
+    format!("'{}'", shown.replace('\'', r"'\''"))
 }
 
 /// The command line; the name, in brackets, of one that has none.

@@ -40,12 +40,17 @@ fn looks() -> Vec<Observation> {
 }
 
 fn shown(form: Form) -> (String, Counts) {
+    shown_of(looks(), form, false)
+}
+
+fn shown_of(looks: Vec<Observation>, form: Form, tree: bool) -> (String, Counts) {
     let (sender, receiver) = mpsc::channel(8);
-    for look in looks() {
+    for look in looks {
         sender.try_send(look).unwrap();
     }
     drop(sender);
-    let mut output = Output { out: Vec::new(), form, counts: Counts::default() };
+    let tree = tree.then(Departed::default);
+    let mut output = Output { out: Vec::new(), form, tree, counts: Counts::default() };
     let mut tracker = Tracker::new();
     assert!(matches!(output.show_all(receiver, &mut tracker, ""), End::Asked));
     (String::from_utf8(output.out).unwrap(), output.counts)
@@ -74,6 +79,65 @@ fn lines_are_plain_and_aligned_and_keep_secrets_and_escapes_from_the_terminal() 
     );
     assert_eq!(counts, Counts { starts: 1, stops: 1, changes: 1 });
     assert_eq!(counts.text(), "1 start, 1 stop and 1 change");
+}
+
+/// A shell with an odd name starts a program and is gone with the same look.
+fn descent() -> Vec<Observation> {
+    let there = || vec![process(1, 0, &["init"]), process(3, 1, &["x[1] › y\x1b[2J"])];
+    let over = |process| ObservedProcess { ended: Some(Exit::default()), ..process };
+    let mut begun = there();
+    begun.push(process(7, 3, &["curl", "-s"]));
+    vec![
+        table(1_000_000_000, there()),
+        table(2_000_000_000, begun),
+        table(3_500_000_000, vec![process(1, 0, &["init"]), over(process(7, 3, &["curl"]))]),
+    ]
+}
+
+#[test]
+fn a_tree_shows_what_a_process_descends_from_and_no_name_poses_as_a_chain() {
+    let (text, _) = shown_of(descent(), lines(false), true);
+    let chain = r"init[1] › 'x[1] › y\x1b[2J'[3] › curl -s";
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            format!("22:13:19.000 +       7 bob      {chain}"),
+            r"22:13:20.000 -       3 bob      init[1] › 'x[1] › y\x1b[2J'  ran 2.5 s".to_owned(),
+            format!("22:13:20.000 -       7 bob      {chain}  ran 2.5 s"),
+        ]
+    );
+}
+
+#[test]
+fn json_has_the_ancestry_only_where_it_is_asked_for() {
+    let ancestry = |tree| -> Vec<serde_json::Value> {
+        let (text, _) = shown_of(descent(), Form::Json, tree);
+        let events = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        let of_seven = events.filter(|event: &serde_json::Value| event["pid"] == 7);
+        of_seven.map(|event| event["ancestry"].clone()).collect()
+    };
+    let expected = serde_json::json!([
+        { "pid": 3, "name": "x[1] › y\u{1b}[2J", "process_key": "00000000-3-100.0" },
+        { "pid": 1, "name": "init", "process_key": "00000000-1-100.0" },
+    ]);
+    assert_eq!(ancestry(true), [expected.clone(), expected]);
+    assert_eq!(ancestry(false), [serde_json::Value::Null, serde_json::Value::Null]);
+}
+
+#[test]
+fn a_chain_that_is_too_long_loses_its_oldest_links() {
+    let mut tracker = Tracker::new();
+    let all = (1..=80).map(|pid| process(pid, pid - 1, &["sh"])).collect();
+    tracker.observe(table(2_000_000_000, all));
+    let chain = |pid, room| line::chain(&tracker.ancestry(pid), room);
+    assert_eq!(chain(4, None), "sh[1] › sh[2] › sh[3] › ");
+    assert_eq!(chain(4, Some(24)), "sh[1] › sh[2] › sh[3] › ");
+    assert_eq!(chain(4, Some(23)), "… › sh[2] › sh[3] › ");
+    assert_eq!(chain(4, Some(3)), "… › ");
+    assert_eq!(chain(1, Some(0)), "");
+    let deep = chain(80, None);
+    assert!(deep.starts_with("… › sh[49] › ") && deep.ends_with(" › sh[79] › "), "{deep}");
 }
 
 #[test]
@@ -121,7 +185,7 @@ fn a_reader_that_has_gone_is_a_clean_end() {
     for look in looks() {
         sender.try_send(look).unwrap();
     }
-    let mut output = Output { out: Gone, form: Form::Json, counts: Counts::default() };
+    let mut output = Output { out: Gone, form: Form::Json, tree: None, counts: Counts::default() };
     let mut tracker = Tracker::new();
     // The sender is still there: it is the write that ends it.
     assert!(matches!(output.show_all(receiver, &mut tracker, ""), End::Asked));
