@@ -1,6 +1,6 @@
 // Tells user space of every process that begins, runs a program, changes its name or its control
-// group, or ends. Tracepoints and helpers only: kprobes, fentry and LSM programs are refused by
-// hardened kernels.
+// group, or ends, and of what else has changed since it was asked last. Tracepoints, iterators and
+// helpers only: kprobes, fentry and LSM programs are refused by hardened kernels.
 //
 // What a reader finds in the ring is in the order in which it happened. What finds no room there
 // is counted, and every event says how many were lost up to it.
@@ -13,8 +13,19 @@
 #include <bpf/bpf_core_read.h>
 
 // The layout is read by source/ebpf/record.rs.
-enum { FORK = 1, EXEC = 2, EXIT = 3, RENAME = 4, MOVE = 5, KINDS };
-enum { ARGV_CUT = 1, ARGV_UNREADABLE = 2, EXE_CUT = 4, CWD_CUT = 8, EXE_DELETED = 16, OTHER_GROUP = 32 };
+enum { FORK = 1, EXEC = 2, EXIT = 3, RENAME = 4, MOVE = 5, LOOK = 6, KINDS };
+enum {
+	ARGV_CUT = 1,
+	ARGV_UNREADABLE = 2,
+	EXE_CUT = 4,
+	CWD_CUT = 8,
+	EXE_DELETED = 16,
+	OTHER_GROUP = 32,
+	HAS_ENDED = 64,
+};
+enum { LOST_STARTS, LOST_CHANGES, LOST_STOPS, LOST_KINDS };
+// Longer than it takes to tell of a beginning.
+#define YOUNG_NS 100000000ULL
 enum { ARGV_BYTES = 4096, PATH_BYTES = 2048, NAME_BYTES = 256, PARTS_MAX = 64 };
 
 struct event {
@@ -22,10 +33,8 @@ struct event {
 	u32 flags;
 	u64 time_ns; // Since boot, time asleep included, as start_ns.
 	u64 start_ns; // With the pid, this is one process and no other.
-	u64 lost;
-	u64 cpu_ns;
-	u64 peak_pages;
 	u64 capabilities; // In effect.
+	u32 lost[LOST_KINDS];
 	u32 pid;
 	u32 ppid;
 	u32 forker; // Who made it: its parent, or that one's child (CLONE_PARENT).
@@ -33,17 +42,27 @@ struct event {
 	u32 uid, euid, gid, egid;
 	u32 login_uid;
 	u32 pid_ns, mnt_ns, net_ns, user_ns, uts_ns, ipc_ns, cgroup_ns;
-	u32 status; // As wait(2) has it.
+	u32 exec_id; // Another one for each program of a process; its children begin with its own.
 	char name[16];
-	// What follows is there for programs only.
-	u32 argv_bytes, exe_bytes, cwd_bytes; // In this order from `data` on.
-	u32 exe_device; // As the kernel has it: 20 bits of minor number.
-	u32 exe_ctime_nsec;
-	u64 exe_inode, exe_size, exe_ctime_sec;
-	// A path's parts, the last one first, each ended by a zero.
-	char data[ARGV_BYTES + 2 * PATH_BYTES];
+	union {
+		// Of an end.
+		struct {
+			u64 cpu_ns;
+			u64 peak_pages;
+			u32 status; // As wait(2) has it.
+		};
+		// Of a program.
+		struct {
+			u32 argv_bytes, exe_bytes, cwd_bytes; // In this order from `data` on.
+			u32 exe_device; // As the kernel has it: 20 bits of minor number.
+			u64 exe_inode, exe_size, exe_ctime_sec, exe_ctime_nsec;
+			// A path's parts, the last one first, each ended by a zero.
+			char data[ARGV_BYTES + 2 * PATH_BYTES];
+		};
+	};
 };
-#define HEAD_BYTES __builtin_offsetof(struct event, argv_bytes)
+#define HEAD_BYTES __builtin_offsetof(struct event, cpu_ns)
+#define EXIT_BYTES (__builtin_offsetof(struct event, status) + sizeof(u32))
 #define EXEC_HEAD_BYTES __builtin_offsetof(struct event, data)
 
 struct {
@@ -63,8 +82,29 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
-	__type(value, u64);
+	__type(value, u32[LOST_KINDS]);
 } lost SEC(".maps");
+
+// What can change without a tracepoint that tells, and what a change of it may have been lost.
+union seen {
+	struct {
+		u64 capabilities;
+		u64 group, namespaces; // Where the kernel keeps them.
+		u64 exec_id;
+		u32 uid, euid, gid, egid;
+		u32 login_uid, session;
+		char name[16];
+	};
+	u64 words[9];
+};
+
+// As it was when it was last told.
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, u32);
+	__type(value, union seen);
+} last_seen SEC(".maps");
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -73,15 +113,20 @@ static __always_inline struct event *place_for(u32 kind)
 	return bpf_map_lookup_elem(&places, &kind);
 }
 
-static __always_inline void send(struct event *event, u64 bytes)
+static __always_inline u32 *lost_so_far(void)
 {
 	u32 zero = 0;
-	u64 *count = bpf_map_lookup_elem(&lost, &zero);
-	if (!count)
+	return bpf_map_lookup_elem(&lost, &zero);
+}
+
+static __always_inline void send(struct event *event, u64 bytes, u32 lost_as)
+{
+	u32 *counts = lost_so_far();
+	if (!counts)
 		return;
-	event->lost = *count;
+	__builtin_memcpy(event->lost, counts, sizeof(event->lost));
 	if (bpf_ringbuf_output(&events, event, bytes, 0))
-		__sync_fetch_and_add(count, 1);
+		__sync_fetch_and_add(&counts[lost_as], 1);
 }
 
 static __always_inline struct event *about(struct task_struct *task, u32 kind)
@@ -90,7 +135,8 @@ static __always_inline struct event *about(struct task_struct *task, u32 kind)
 	if (!event)
 		return 0;
 	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
-	const struct cred *cred = BPF_CORE_READ(task, cred);
+	// Threads may have others; what counts is what the process list shows.
+	const struct cred *cred = BPF_CORE_READ(leader, cred);
 	struct nsproxy *namespaces = BPF_CORE_READ(task, nsproxy);
 	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
 	struct upid innermost = {};
@@ -99,8 +145,6 @@ static __always_inline struct event *about(struct task_struct *task, u32 kind)
 	event->flags = 0;
 	event->time_ns = bpf_ktime_get_boot_ns();
 	event->start_ns = BPF_CORE_READ(leader, start_boottime);
-	event->cpu_ns = 0;
-	event->peak_pages = 0;
 	event->pid = BPF_CORE_READ(task, tgid);
 	event->ppid = BPF_CORE_READ(leader, real_parent, tgid);
 	event->forker = event->ppid;
@@ -127,8 +171,8 @@ static __always_inline struct event *about(struct task_struct *task, u32 kind)
 	event->uts_ns = BPF_CORE_READ(namespaces, uts_ns, ns.inum);
 	event->ipc_ns = BPF_CORE_READ(namespaces, ipc_ns, ns.inum);
 	event->cgroup_ns = BPF_CORE_READ(namespaces, cgroup_ns, ns.inum);
-	event->status = 0;
-	BPF_CORE_READ_INTO(&event->name, task, comm);
+	event->exec_id = BPF_CORE_READ(leader, self_exec_id);
+	BPF_CORE_READ_INTO(&event->name, leader, comm);
 	return event;
 }
 
@@ -230,7 +274,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	// A control group is inherited, unless another is asked for (CLONE_INTO_CGROUP).
 	if (BPF_CORE_READ(child, cgroups) != BPF_CORE_READ(parent, cgroups))
 		event->flags |= OTHER_GROUP;
-	send(event, HEAD_BYTES);
+	send(event, HEAD_BYTES, LOST_STARTS);
 	return 0;
 }
 
@@ -266,7 +310,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	u64 size = EXEC_HEAD_BYTES + cwd_end;
 	if (size > sizeof(*event))
 		size = sizeof(*event);
-	send(event, size);
+	send(event, size, LOST_CHANGES);
 	return 0;
 }
 
@@ -280,7 +324,7 @@ int BPF_PROG(on_rename, struct task_struct *task, const char *name)
 	if (!event)
 		return 0;
 	bpf_probe_read_kernel_str(event->name, sizeof(event->name), name);
-	send(event, HEAD_BYTES);
+	send(event, HEAD_BYTES, LOST_CHANGES);
 	return 0;
 }
 
@@ -292,8 +336,14 @@ int BPF_PROG(on_move, struct cgroup *to, const char *path, struct task_struct *t
 	struct event *event = about(task, MOVE);
 	if (!event)
 		return 0;
-	send(event, HEAD_BYTES);
+	send(event, HEAD_BYTES, LOST_CHANGES);
 	return 0;
+}
+
+static __always_inline u32 status_of(struct task_struct *task, struct signal_struct *signal)
+{
+	u32 status = BPF_CORE_READ(signal, group_exit_code);
+	return status ? status : BPF_CORE_READ(task, exit_code);
 }
 
 SEC("tp_btf/sched_process_exit")
@@ -306,12 +356,92 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	struct event *event = about(task, EXIT);
 	if (!event)
 		return 0;
-	u32 status = BPF_CORE_READ(signal, group_exit_code);
-	event->status = status ? status : BPF_CORE_READ(task, exit_code);
+	event->status = status_of(task, signal);
 	// Of the threads that ended before, and of this last one.
 	event->cpu_ns = BPF_CORE_READ(signal, sum_sched_runtime) +
 			BPF_CORE_READ(task, se.sum_exec_runtime);
 	event->peak_pages = BPF_CORE_READ(signal, maxrss);
-	send(event, HEAD_BYTES);
+	send(event, EXIT_BYTES, LOST_STOPS);
+	return 0;
+}
+
+// The first thread of a process, or none.
+static __always_inline struct task_struct *leader_at(struct bpf_iter__task *context)
+{
+	struct task_struct *task = context->task;
+	return task && task->pid == task->tgid ? task : 0;
+}
+
+// Everything that is there.
+SEC("iter/task")
+int on_look(struct bpf_iter__task *context)
+{
+	struct task_struct *task = leader_at(context);
+	if (!task)
+		return 0;
+	struct event *event = about(task, LOOK);
+	if (!event)
+		return 0;
+	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	event->cpu_ns = 0;
+	event->peak_pages = 0;
+	event->status = 0;
+	if (BPF_CORE_READ(task, exit_state) && BPF_CORE_READ(signal, live.counter) == 0) {
+		event->flags |= HAS_ENDED;
+		event->status = status_of(task, signal);
+	}
+	bpf_seq_write(context->meta->seq, event, EXIT_BYTES);
+	return 0;
+}
+
+// What is not as it was last told: goes into the ring, in its order with everything else. What
+// finds no room is not lost, but told when it is looked at again.
+SEC("iter/task")
+int on_sweep(struct bpf_iter__task *context)
+{
+	struct task_struct *task = leader_at(context);
+	if (!task)
+		return 0;
+	// It can be found a moment before its beginning is told.
+	if (bpf_ktime_get_boot_ns() - task->start_boottime < YOUNG_NS)
+		return 0;
+	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	if (BPF_CORE_READ(signal, live.counter) == 0)
+		return 0;
+	const struct cred *cred = BPF_CORE_READ(task, cred);
+	union seen now = {};
+	bpf_core_read(&now.capabilities, sizeof(now.capabilities), &cred->cap_effective);
+	now.group = (u64)BPF_CORE_READ(task, cgroups);
+	now.uid = BPF_CORE_READ(cred, uid.val);
+	now.euid = BPF_CORE_READ(cred, euid.val);
+	now.gid = BPF_CORE_READ(cred, gid.val);
+	now.egid = BPF_CORE_READ(cred, egid.val);
+	if (bpf_core_field_exists(task->loginuid))
+		now.login_uid = BPF_CORE_READ(task, loginuid.val);
+	now.session = BPF_CORE_READ(signal, pids[PIDTYPE_SID], numbers[0].nr);
+	now.exec_id = BPF_CORE_READ(task, self_exec_id);
+	now.namespaces = (u64)BPF_CORE_READ(task, nsproxy);
+	BPF_CORE_READ_INTO(&now.name, task, comm);
+
+	union seen *before =
+		bpf_task_storage_get(&last_seen, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!before)
+		return 0;
+	u64 differs = 0;
+#pragma unroll
+	for (int i = 0; i < 9; i++)
+		differs |= now.words[i] ^ before->words[i];
+	if (!differs)
+		return 0;
+	struct event *event = about(task, LOOK);
+	u32 *counts = lost_so_far();
+	if (!event || !counts)
+		return 0;
+	// None was told before at all, or another.
+	if (before->group && before->group != now.group)
+		event->flags |= OTHER_GROUP;
+	__builtin_memcpy(event->lost, counts, sizeof(event->lost));
+	if (!bpf_ringbuf_output(&events, event, HEAD_BYTES, 0))
+		*before = now;
 	return 0;
 }

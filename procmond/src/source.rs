@@ -82,6 +82,8 @@ pub struct ObservedProcess {
     pub pid: u32,
     /// When it started, in 10 ms units since boot.
     pub start_centis: u64,
+    /// The same in nanoseconds, where the source knows.
+    pub start_ns: Option<u64>,
     /// What is known about it; `None` if nothing changed since this source last told.
     pub facts: Option<Box<Facts>>,
     /// It has ended, and its parent has not noticed yet; or it ended while it was looked at.
@@ -128,6 +130,8 @@ pub enum What {
     },
     /// It runs a program.
     Executed(Box<Facts>),
+    /// It was found to be so. What is of its program is not among the facts.
+    Found(Box<Facts>),
     /// It has another name.
     Renamed(ByteString),
     /// It is in another control group.
@@ -146,10 +150,31 @@ pub enum What {
 pub struct Overrun {
     /// How many.
     pub missing: u64,
+    /// Which, if that is known.
+    pub sorts: Option<Missing>,
     /// None before this: wall clock, nanoseconds since 1970.
     pub since_ns: i64,
     /// None after this.
     pub until_ns: i64,
+}
+
+/// How many of which things nobody could be told of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Missing {
+    /// Processes that began.
+    pub starts: u64,
+    /// Programs that were run, changes of name and of control group.
+    pub changes: u64,
+    /// Processes that ended.
+    pub stops: u64,
+}
+
+impl Missing {
+    /// All of them.
+    #[must_use]
+    pub const fn total(self) -> u64 {
+        self.starts + self.changes + self.stops
+    }
 }
 
 /// What is known about a process: see the fields of the same names in

@@ -216,6 +216,7 @@ mod tests {
                 .map(|pid| ObservedProcess {
                     pid,
                     start_centis: 0,
+                    start_ns: None,
                     facts: Some(Box::new(Facts::unknown(Completeness::Partial))),
                     ended: None,
                 })

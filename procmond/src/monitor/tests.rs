@@ -154,7 +154,7 @@ fn look(centis: u64, processes: impl IntoIterator<Item = (u32, String)>) -> Obse
         let mut facts = Facts::unknown(Completeness::Complete);
         facts.name = Some(name.as_str().into());
         let facts = Some(Box::new(facts));
-        ObservedProcess { pid, start_centis: 1, facts, ended: None }
+        ObservedProcess { pid, start_centis: 1, start_ns: None, facts, ended: None }
     };
     Observation::Snapshot(ProcessTable {
         source: SourceName::Poll,
@@ -311,7 +311,7 @@ async fn c1_what_may_have_lived_unseen_is_in_the_health_and_in_a_gap() {
     let (mut monitor, _handle, _signals) = bench.monitor(&log, Duration::from_secs(1));
     monitor.observed(look(2, [(1, "a".to_owned())])).await.unwrap();
     for missing in [5, 7] {
-        let unseen = Overrun { missing, since_ns: 3, until_ns: 4 };
+        let unseen = Overrun { missing, sorts: None, since_ns: 3, until_ns: 4 };
         monitor.observed(Observation::Unseen(unseen)).await.unwrap();
     }
     let health = monitor.health();

@@ -10,7 +10,7 @@ mod change;
 mod happened;
 mod image;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use daemoneye_lib::models::event::Event;
 use daemoneye_lib::models::gap::{GapEvent, GapReason};
@@ -19,7 +19,7 @@ use daemoneye_lib::models::process::{
 };
 use uuid::Uuid;
 
-use crate::source::{Facts, Observation, ObservedProcess, Overrun, ProcessTable};
+use crate::source::{Facts, Missing, Observation, ObservedProcess, Overrun, ProcessTable};
 pub use ancestry::{ANCESTORS_MAX, Ancestor, Departed};
 pub use image::{ImageError, TableImage};
 
@@ -97,6 +97,37 @@ struct Look {
     uptime_ns: u64,
     /// What it shows happened at some time since it was last known.
     is_inferred: bool,
+}
+
+/// A pid, and when the process that has it began.
+#[derive(Clone, Copy)]
+struct Birth {
+    pid: u32,
+    /// In 10 ms units since boot.
+    start_centis: u64,
+    /// In nanoseconds, where a source knew.
+    start_ns: Option<u64>,
+}
+
+impl Birth {
+    fn of(process: &ObservedProcess) -> Self {
+        let ObservedProcess { pid, start_centis, start_ns, .. } = *process;
+        Self { pid, start_centis, start_ns }
+    }
+
+    fn told(pid: u32, start_ns: u64) -> Self {
+        Self { pid, start_centis: start_ns / CENTI_NS, start_ns: Some(start_ns) }
+    }
+
+    /// Whether it is that of a process with this key that began then.
+    fn is_of(self, key: &ProcessKey, start_ns: Option<u64>, look: Look) -> bool {
+        (key.boot_id, key.pid, key.start_centis) == (look.boot_id, self.pid, self.start_centis)
+            && self.start_ns.zip(start_ns).is_none_or(|(one, other)| one == other)
+    }
+
+    fn ns(self) -> u64 {
+        self.start_ns.unwrap_or(self.start_centis.saturating_mul(CENTI_NS))
+    }
 }
 
 impl Tracker {
@@ -227,14 +258,17 @@ impl Tracker {
             },
         };
         let mut observed = table.processes;
-        observed.sort_unstable_by_key(|process| (process.start_centis, process.pid));
+        observed
+            .sort_unstable_by_key(|process| (process.start_centis, process.start_ns, process.pid));
 
         let mut events = self.stop_missing(&observed, look);
         let (mut began, mut changes, mut stops) = (Vec::new(), Vec::new(), Vec::new());
-        for ObservedProcess { pid, start_centis, facts, ended } in observed {
-            if self.is_outdated(pid, start_centis, look) {
+        for process in observed {
+            let birth = Birth::of(&process);
+            if self.is_outdated(birth, look) {
                 continue;
             }
+            let ObservedProcess { pid, start_centis, start_ns, facts, ended } = process;
             if !self.processes.contains_key(&pid) {
                 let existing = was_there(past, start_centis, look);
                 let is_over = existing && ended.is_some();
@@ -243,17 +277,18 @@ impl Tracker {
                 if is_missed && ended.is_some() {
                     continue;
                 }
-                let mut start = self.start(pid, start_centis, facts.as_deref(), existing, look);
+                let mut start = self.start(birth, facts.as_deref(), existing, look);
                 start.inferred = is_missed && matches!(past, Past::ThisRun { .. });
-                let entry = Entry { start, start_ns: None, told_ns: 0, is_over };
+                let entry = Entry { start, start_ns, told_ns: 0, is_over };
                 self.processes.insert(pid, entry);
                 if !is_over {
                     began.push(pid);
                 }
-            } else if let (Some(facts), None) = (&facts, ended)
-                && let Some(entry) = self.processes.get_mut(&pid)
-            {
-                changes.extend(entry.change(facts, look));
+            } else if let Some(entry) = self.processes.get_mut(&pid) {
+                entry.start_ns = entry.start_ns.or(start_ns);
+                if let (Some(facts), None) = (&facts, ended) {
+                    changes.extend(entry.change(facts, look));
+                }
             }
             if let (Some(exit), Some(entry)) = (ended, self.processes.get_mut(&pid))
                 && !entry.is_over
@@ -272,8 +307,9 @@ impl Tracker {
         }
         for stop in &mut stops {
             if let Event::Process(stop) = stop {
-                stop.parent_key = self.processes.get(&stop.pid()).and_then(|e| e.start.parent_key);
-                self.ended.remember(Ended { key: stop.key, start_ns: None, at_ns: None });
+                let Some(entry) = self.processes.get(&stop.pid()) else { continue };
+                stop.parent_key = entry.start.parent_key;
+                self.ended.remember(entry.ended(None));
             }
         }
         events.append(&mut changes);
@@ -285,24 +321,27 @@ impl Tracker {
 
     /// Whether more is known of a process than a look can have seen that began then: what happens
     /// while it lasts is told first.
-    fn is_outdated(&self, pid: u32, start_centis: u64, look: Look) -> bool {
-        let is_this =
-            |key: &ProcessKey| (key.boot_id, key.start_centis) == (look.boot_id, start_centis);
-        match self.processes.get(&pid) {
-            Some(entry) => entry.told_ns >= look.uptime_ns || !is_this(&entry.start.key),
-            None => self.ended.lives.get(&pid).is_some_and(|ended| {
-                is_this(&ended.key) && ended.at_ns.is_some_and(|at_ns| at_ns >= look.uptime_ns)
+    fn is_outdated(&self, birth: Birth, look: Look) -> bool {
+        match self.processes.get(&birth.pid) {
+            Some(entry) => {
+                entry.told_ns >= look.uptime_ns
+                    || !birth.is_of(&entry.start.key, entry.start_ns, look)
+            }
+            None => self.ended.lives.get(&birth.pid).is_some_and(|ended| {
+                birth.is_of(&ended.key, ended.start_ns, look)
+                    && ended.at_ns.is_some_and(|at_ns| at_ns >= look.uptime_ns)
             }),
         }
     }
 
     /// Takes out what is not there any more, and tells those ends that were not told.
     fn stop_missing(&mut self, observed: &[ObservedProcess], look: Look) -> Vec<Event> {
-        let there: HashSet<(u32, u64)> =
-            observed.iter().map(|process| (process.pid, process.start_centis)).collect();
+        let there: HashMap<u32, Birth> =
+            observed.iter().map(|process| (process.pid, Birth::of(process))).collect();
         let is_gone = |_: &u32, entry: &mut Entry| {
             let key = &entry.start.key;
-            let is_there = there.contains(&(key.pid, key.start_centis));
+            let is_there =
+                there.get(&key.pid).is_some_and(|birth| birth.is_of(key, entry.start_ns, look));
             // One that began while the others were looked at may have come too late.
             key.boot_id != look.boot_id || !is_there && entry.told_ns < look.uptime_ns
         };
@@ -321,19 +360,19 @@ impl Tracker {
 
     fn start(
         &self,
-        pid: u32,
-        start_centis: u64,
+        birth: Birth,
         facts: Option<&Facts>,
         existing: bool,
         look: Look,
     ) -> ProcessEvent {
+        let Birth { pid, start_centis, .. } = birth;
         let mut key = ProcessKey { boot_id: look.boot_id, pid, start_centis, generation: 0 };
         if let Some(Ended { key: before, .. }) = self.ended.lives.get(&pid)
             && (before.boot_id, before.start_centis) == (key.boot_id, start_centis)
         {
             key.generation = before.generation.saturating_add(1);
         }
-        change::start_event(key, facts, existing, look)
+        change::start_event(key, birth.ns(), facts, existing, look)
     }
 
     /// The key of the parent, if what has the parent's pid now was there before the child.
@@ -350,10 +389,16 @@ impl Tracker {
 }
 
 fn overrun_gap(overrun: Overrun) -> GapEvent {
-    let Overrun { missing, since_ns, until_ns } = overrun;
+    let Overrun { missing, sorts, since_ns, until_ns } = overrun;
+    let what = sorts.map_or_else(
+        || format!("{missing} starts, ends or changes"),
+        |Missing { starts, changes, stops }| {
+            format!("{starts} starts, {stops} ends and {changes} changes")
+        },
+    );
     let detail = format!(
-        "the kernel had no room to tell of {missing} starts, ends or changes; what a look at the \
-         process table shows of them follows, marked as inferred"
+        "the kernel had no room to tell of {what}; what a look at the process table shows of them \
+         follows, marked as inferred"
     );
     GapEvent {
         missing: Some(missing),
@@ -364,7 +409,7 @@ fn overrun_gap(overrun: Overrun) -> GapEvent {
 }
 
 fn unseen_gap(unseen: Overrun) -> GapEvent {
-    let Overrun { missing, since_ns, until_ns } = unseen;
+    let Overrun { missing, since_ns, until_ns, .. } = unseen;
     let detail = format!(
         "at most {missing} processes lived unseen between two looks at the process table: the \
          kernel counted so many more than were seen, threads among them"

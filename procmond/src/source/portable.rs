@@ -76,6 +76,7 @@ impl Scan for Portable {
             processes.push(ObservedProcess {
                 pid,
                 start_centis: seen.start_seconds.saturating_sub(booted).saturating_mul(100),
+                start_ns: None,
                 facts: is_new.then(|| Box::new(facts(process, seen, is_same))),
                 ended: (process.status() == ProcessStatus::Zombie || !is_same).then(Exit::default),
             });

@@ -43,6 +43,7 @@ use super::poll::Scan;
 use super::{Facts, ObservedProcess, ProcessTable, SourceError};
 use files::Files;
 use rustix::fs::RawDir;
+pub(super) use stat::TICK_NS;
 use stat::{Ids, Stat};
 
 /// A process that still looks like its parent at this age does so on purpose, in 10 ms units.
@@ -122,6 +123,27 @@ impl Procfs {
         is_it.then(|| RawArgv::from_cmdline(bytes).redact())
     }
 
+    /// What there is to know of the process that has this pid and began in this nanosecond since
+    /// boot; `None` if it is gone.
+    pub(super) fn facts_of(
+        &mut self,
+        pid: u32,
+        start_ns: u64,
+    ) -> Result<Option<Facts>, SourceError> {
+        let is_it = |stat: &Stat| stat.start_ticks == start_ns / stat::TICK_NS && !stat.has_ended;
+        let stat = match self.stat(pid) {
+            Err(error) if is_refused(&error) => None,
+            stat => stat?,
+        };
+        let Some(stat) = stat.filter(is_it) else { return Ok(None) };
+        let ids = self.ids(pid)?;
+        let dir = self.files.path_of(pid);
+        let facts = details::read(&dir, &stat, ids, &mut self.buffer)
+            .map_err(|(path, source)| unreadable(&path, source))?;
+        // What was read may be another's by now.
+        Ok(self.stat(pid)?.filter(is_it).map(|_| facts))
+    }
+
     pub(super) fn boot_id(&self) -> Uuid {
         self.boot_id
     }
@@ -198,6 +220,7 @@ impl Procfs {
         let mut observed = ObservedProcess {
             pid,
             start_centis: stat.start_ticks,
+            start_ns: None,
             facts: None,
             ended: stat.has_ended.then(|| exit(&stat)),
         };
@@ -424,7 +447,13 @@ impl Procfs {
 
 impl Known {
     fn unchanged(&self, pid: u32) -> ObservedProcess {
-        ObservedProcess { pid, start_centis: self.start_ticks, facts: None, ended: None }
+        ObservedProcess {
+            pid,
+            start_centis: self.start_ticks,
+            start_ns: None,
+            facts: None,
+            ended: None,
+        }
     }
 }
 

@@ -12,7 +12,13 @@ fn process(pid: u32, ppid: u32, args: &[&str]) -> ObservedProcess {
     facts.argv = Some(RawArgv::from_args(args).redact());
     facts.uid = Some(1000);
     facts.euid = Some(1000);
-    ObservedProcess { pid, start_centis: 100, facts: Some(Box::new(facts)), ended: None }
+    ObservedProcess {
+        pid,
+        start_centis: 100,
+        start_ns: None,
+        facts: Some(Box::new(facts)),
+        ended: None,
+    }
 }
 
 fn table(uptime_ns: u64, processes: Vec<ObservedProcess>) -> Observation {

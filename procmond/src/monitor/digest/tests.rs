@@ -191,7 +191,7 @@ fn a_thousand_short_lives_read_their_program_once() {
                 happenings: (0..100).map(happening).collect(),
             };
             sender.blocking_send(Observation::Seen(seen)).unwrap();
-            let overrun = Overrun { missing: batch, since_ns: 0, until_ns: 0 };
+            let overrun = Overrun { missing: batch, sorts: None, since_ns: 0, until_ns: 0 };
             sender.blocking_send(Observation::Overrun(overrun)).unwrap();
         }
     });

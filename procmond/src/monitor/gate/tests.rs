@@ -28,6 +28,7 @@ fn look(at_ns: u64, processes: impl IntoIterator<Item = (u32, u64, Kind)>) -> Ob
     let observed = |(pid, start_ns, kind)| ObservedProcess {
         pid,
         start_centis: start_ns / 10_000_000,
+        start_ns: None,
         facts: Some(facts(kind)),
         ended: None,
     };

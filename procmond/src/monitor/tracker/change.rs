@@ -11,11 +11,12 @@ use crate::source::Facts;
 /// The start of a process. Its parent is for the table to find.
 pub(super) fn start_event(
     key: ProcessKey,
+    start_ns: u64,
     facts: Option<&Facts>,
     existing: bool,
     look: Look,
 ) -> ProcessEvent {
-    let age_ns = look.uptime_ns.saturating_sub(key.start_centis.saturating_mul(CENTI_NS));
+    let age_ns = look.uptime_ns.saturating_sub(start_ns);
     let age_ns = i64::try_from(age_ns).unwrap_or(i64::MAX);
     let unknown = Facts::unknown(Completeness::EnrichedLate);
     let facts = facts.unwrap_or(&unknown).clone();
@@ -53,7 +54,8 @@ pub(super) fn start_event(
 impl Entry {
     /// The end of this process.
     pub(super) fn stop(&self, mut exit: Exit, look: Look) -> Event {
-        let started_ns = self.start.key.start_centis.saturating_mul(CENTI_NS);
+        let started_ns =
+            self.start_ns.unwrap_or_else(|| self.start.key.start_centis.saturating_mul(CENTI_NS));
         // When one ended that ended while nobody looked is not known.
         exit.run_time_ns = exit
             .run_time_ns
@@ -93,6 +95,37 @@ impl Entry {
         known.completeness = facts.completeness;
         // The parent stays the one that it was seen with first: a new one only adopted it.
         (!changes.is_empty()).then(|| self.event(ProcessEventKind::Modify { changes }, look))
+    }
+
+    /// Takes up what it is found to be, whatever program it runs, and tells what changed.
+    pub(super) fn found(&mut self, facts: &Facts, look: Look) -> Option<Event> {
+        let known = &self.start;
+        // One that is about to end may have left its namespaces.
+        let namespaces = facts.namespaces.filter(|of| of.mnt.is_some()).or(known.namespaces);
+        let mut differs = namespaces != known.namespaces;
+        macro_rules! differs {
+            ($($field:ident),*) => {
+                $(differs |= facts.$field.is_some() && known.$field != facts.$field;)*
+            };
+        }
+        differs!(name, uid, euid, gid, egid, login_uid, session, capabilities, cgroup);
+        if !differs {
+            return None;
+        }
+        let mut new = Facts { namespaces, ..self.facts() };
+        macro_rules! take {
+            ($($field:ident),*) => {
+                $(if facts.$field.is_some() {
+                    new.$field.clone_from(&facts.$field);
+                })*
+            };
+        }
+        take!(name, uid, euid, gid, egid, login_uid, session, capabilities);
+        if facts.cgroup.is_some() {
+            new.cgroup.clone_from(&facts.cgroup);
+            new.container_id.clone_from(&facts.container_id);
+        }
+        self.change(&new, look)
     }
 
     /// What is known of it.

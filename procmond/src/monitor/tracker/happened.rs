@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use daemoneye_lib::models::event::Event;
 use daemoneye_lib::models::process::{Exit, KeyPrecision, ProcessEventKind};
 
-use super::{CENTI_NS, Ended, Entry, Look, Past, Tracker, was_there};
+use super::{Birth, CENTI_NS, Ended, Entry, Look, Past, Tracker, was_there};
 use crate::source::{Facts, Happening, Happenings, What};
 
 /// One life of one pid: no other began in the same nanosecond.
@@ -63,8 +63,14 @@ impl Tracker {
                     let moved = |known| Facts { cgroup: Some(cgroup), container_id, ..known };
                     events.extend(self.change(life, look, moved));
                 }
+                What::Found(facts) => {
+                    events.extend(self.meet(life, &facts, look));
+                    events.extend(self.told(life, look).and_then(|it| it.found(&facts, look)));
+                }
                 What::Exited(exit, facts) => {
                     events.extend(self.meet(life, &facts, look));
+                    // What it became since it was last heard of, nobody has told yet.
+                    events.extend(self.told(life, look).and_then(|it| it.found(&facts, look)));
                     events.extend(self.end(life, exit, look));
                 }
             }
@@ -115,7 +121,7 @@ impl Tracker {
     }
 
     fn begin(&mut self, (pid, start_ns): Life, facts: &Facts, look: Look) -> Event {
-        let start = self.start(pid, start_ns / CENTI_NS, Some(facts), false, look);
+        let start = self.start(Birth::told(pid, start_ns), Some(facts), false, look);
         let entry =
             Entry { start, start_ns: Some(start_ns), told_ns: look.uptime_ns, is_over: false };
         let key = entry.start.key;
@@ -176,9 +182,7 @@ impl Happening {
 
 impl Entry {
     fn is(&self, (pid, start_ns): Life, look: Look) -> bool {
-        let key = self.start.key;
-        (key.boot_id, key.pid, key.start_centis) == (look.boot_id, pid, start_ns / CENTI_NS)
-            && self.start_ns.is_none_or(|known| known == start_ns)
+        Birth::told(pid, start_ns).is_of(&self.start.key, self.start_ns, look)
     }
 
     /// Something told of an earlier life of the pid comes too late.

@@ -16,7 +16,13 @@ fn facts(ppid: u32, name: &str) -> Option<Box<Facts>> {
 
 /// A process with facts made from its pid and start.
 fn alive(pid: u32, start_centis: u64) -> ObservedProcess {
-    ObservedProcess { pid, start_centis, facts: facts(1, &format!("p{pid}")), ended: None }
+    ObservedProcess {
+        pid,
+        start_centis,
+        start_ns: None,
+        facts: facts(1, &format!("p{pid}")),
+        ended: None,
+    }
 }
 
 fn unchanged(pid: u32, start_centis: u64) -> ObservedProcess {
@@ -398,7 +404,7 @@ fn executed(name: &str) -> What {
 
 fn exited(code: i32) -> What {
     let exit = Exit { exit_code: Some(code), ..Exit::default() };
-    What::Exited(exit, facts(1, "gone").unwrap())
+    What::Exited(exit, Box::new(Facts::unknown(Completeness::Complete)))
 }
 
 /// A look by one who is told of what happens, begun so many microseconds after the first second.
@@ -478,6 +484,57 @@ fn a_second_program_and_a_new_name_are_changes() {
     );
 }
 
+/// No tracepoint tells of another user: it is told by whatever is told next.
+#[test]
+fn what_a_process_has_become_is_told_before_it_ends() {
+    let became = |uid| {
+        let mut facts = Facts::unknown(Completeness::Complete);
+        facts.uid = Some(uid);
+        Box::new(facts)
+    };
+    let mut tracker = told();
+    tracker.observe(seen(vec![at(1000, LIFE, forked(20, "p20"))]));
+    let events = tracker.observe(seen(vec![
+        at(1100, LIFE, executed("tool")),
+        at(1200, LIFE, What::Found(became(7))),
+        at(1250, LIFE, What::Found(became(7))),
+        at(1300, LIFE, What::Exited(Exit::default(), became(0))),
+    ]));
+    assert_eq!(short(&events), ["~30@100.0", "~30@100.0", "~30@100.0", "-30@100.0"]);
+    let changes = |event| match &process(event).kind {
+        ProcessEventKind::Modify { changes } => changes.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(changes(&events[1]), [FieldChange::Uid(Some(1000))]);
+    assert_eq!(changes(&events[2]), [FieldChange::Uid(Some(7))]);
+    let stop = process(&events[3]);
+    assert_eq!((stop.uid, stop.name.clone()), (Some(0), Some("tool".into())));
+    assert_eq!(stop.exe, Some("/bin/tool".into()), "what is not of the process stays");
+}
+
+/// A look that knows nanoseconds tells two lives apart that began within the same 10 ms, and knows
+/// the one that was told.
+#[test]
+fn c2_a_look_in_nanoseconds_knows_which_life_it_sees() {
+    let listed = |pid, start_ns| ObservedProcess {
+        start_ns: Some(start_ns),
+        ..unchanged(pid, start_ns / CENTI_NS)
+    };
+    let mut tracker = new();
+    let there = vec![listed(20, 500_000_000), listed(21, 500_000_001)];
+    assert_eq!(short(&tracker.observe(look_of_told(0, there))), ["=20@50.0", "=21@50.0"]);
+    tracker.observe(seen(vec![at(1000, LIFE, forked(20, "p20"))]));
+    let there = vec![listed(20, 500_000_000), listed(21, 500_000_002), listed(30, LIFE.1)];
+    let events = tracker.observe(look_of_told(30_000, there));
+    assert_eq!(short(&events), ["?21@50.0", "!21@50.1"]);
+    // Something that is told is of the life that was listed.
+    let events = tracker.observe(seen(vec![
+        at(50_000, (20, 500_000_000), exited(0)),
+        at(50_001, (21, 500_000_002), exited(0)),
+    ]));
+    assert_eq!(short(&events), ["-20@50.0", "-21@50.1"]);
+}
+
 /// Two lives of one pid that began within the same 10 ms.
 #[test]
 fn c2_lives_that_began_in_one_tick_are_told_apart() {
@@ -512,10 +569,14 @@ fn c2_a_pid_whose_end_was_not_told_is_ended_by_the_next_life() {
 fn c1_a_look_makes_up_for_what_nobody_could_be_told() {
     let mut tracker = told();
     tracker.observe(seen(vec![at(1000, LIFE, forked(20, "p20"))]));
-    let overrun = Overrun { missing: 5, since_ns: 7, until_ns: 9 };
+    let overrun = Overrun { missing: 5, sorts: None, since_ns: 7, until_ns: 9 };
     let [Event::Gap(gap)] = &tracker.observe(Observation::Overrun(overrun))[..] else { panic!() };
     assert_eq!((gap.reason, gap.missing), (GapReason::CaptureOverrun, Some(5)));
     assert_eq!((gap.since_ns, gap.until_ns), (Some(7), Some(9)));
+    let sorts = Some(Missing { starts: 1, changes: 2, stops: 3 });
+    let overrun = Overrun { missing: 6, sorts, ..overrun };
+    let [Event::Gap(gap)] = &tracker.observe(Observation::Overrun(overrun))[..] else { panic!() };
+    assert!(gap.detail.contains("tell of 1 starts, 3 ends and 2 changes;"), "{}", gap.detail);
     let there = vec![unchanged(1, 0), unchanged(20, 50), alive(40, 101), over(41, 101)];
     let events = tracker.observe(look_of_told(30_000, there.clone()));
     assert_eq!(short(&events), ["?30@100.0", "!40@101.0"]);

@@ -4,13 +4,37 @@ use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::process::{Capabilities, Completeness, Exit, Namespaces};
 use daemoneye_lib::redaction::RawArgv;
 
-use crate::source::{Facts, FileIdentity, exit_of};
+use crate::source::{Facts, FileIdentity, Missing, exit_of};
 
 const ARGV_CUT: u32 = 1;
 const ARGV_UNREADABLE: u32 = 2;
 const PATH_CUT: u32 = 4 | 8;
 const EXE_DELETED: u32 = 16;
 const OTHER_GROUP: u32 = 32;
+const HAS_ENDED: u32 = 64;
+
+/// How many records found no room, of each sort, since the programs are in place.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(super) struct Lost(pub(super) [u32; 3]);
+
+impl Lost {
+    /// How many more than there were before. Counts begin again after the highest, and records of
+    /// two processors may have been counted in the other order.
+    pub(super) fn since(self, before: Self) -> Missing {
+        let [starts, changes, stops] = std::array::from_fn(|sort| {
+            let more = self.0[sort].wrapping_sub(before.0[sort]).cast_signed();
+            u64::try_from(more).unwrap_or(0)
+        });
+        Missing { starts, changes, stops }
+    }
+
+    /// These and so many more.
+    pub(super) fn and(self, missing: Missing) -> Self {
+        let Missing { starts, changes, stops } = missing;
+        let more = [starts, changes, stops];
+        Self(std::array::from_fn(|sort| self.0[sort].wrapping_add(more[sort] as u32)))
+    }
+}
 
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,6 +44,8 @@ pub(super) enum Kind {
     Exit,
     Rename,
     Move,
+    /// None of these: a look found it so.
+    Look,
 }
 
 /// A record taken apart.
@@ -32,9 +58,7 @@ pub(super) struct Record<'a> {
     /// When the process began.
     pub(super) start_ns: u64,
     /// How many records had found no room before this one.
-    pub(super) lost: u64,
-    cpu_ns: u64,
-    peak_pages: u64,
+    pub(super) lost: Lost,
     capabilities: Capabilities,
     pub(super) pid: u32,
     ppid: u32,
@@ -47,6 +71,10 @@ pub(super) struct Record<'a> {
     egid: u32,
     login_uid: u32,
     namespaces: [u32; 7],
+    /// Which of the programs of the process.
+    pub(super) exec_id: u32,
+    cpu_ns: u64,
+    peak_pages: u64,
     wait_status: i32,
     name: &'a [u8],
     exe_file: Option<FileIdentity>,
@@ -65,6 +93,7 @@ impl<'a> Record<'a> {
             3 => Kind::Exit,
             4 => Kind::Rename,
             5 => Kind::Move,
+            6 => Kind::Look,
             _ => return None,
         };
         let mut record = Self {
@@ -72,10 +101,8 @@ impl<'a> Record<'a> {
             flags: u32(rest)?,
             time_ns: u64(rest)?,
             start_ns: u64(rest)?,
-            lost: u64(rest)?,
-            cpu_ns: u64(rest)?,
-            peak_pages: u64(rest)?,
             capabilities: Capabilities(u64(rest)?),
+            lost: Lost([u32(rest)?, u32(rest)?, u32(rest)?]),
             pid: u32(rest)?,
             ppid: u32(rest)?,
             forker: u32(rest)?,
@@ -86,6 +113,9 @@ impl<'a> Record<'a> {
             egid: u32(rest)?,
             login_uid: u32(rest)?,
             namespaces: [0; 7],
+            exec_id: 0,
+            cpu_ns: 0,
+            peak_pages: 0,
             wait_status: 0,
             name: &[],
             exe_file: None,
@@ -96,21 +126,30 @@ impl<'a> Record<'a> {
         for namespace in &mut record.namespaces {
             *namespace = u32(rest)?;
         }
-        record.wait_status = u32(rest)?.cast_signed();
+        record.exec_id = u32(rest)?;
         let name = take(rest, 16)?;
         record.name = name.split(|byte| *byte == 0).next()?;
-        if kind == Kind::Exec {
-            record.read_program(rest)?;
+        match kind {
+            Kind::Exec => record.read_program(rest)?,
+            Kind::Exit => record.read_end(rest)?,
+            // What goes not through the ring says whether it has ended.
+            Kind::Look if !rest.is_empty() => record.read_end(rest)?,
+            _ => {}
         }
         Some(record)
+    }
+
+    fn read_end(&mut self, rest: &mut &'a [u8]) -> Option<()> {
+        (self.cpu_ns, self.peak_pages) = (u64(rest)?, u64(rest)?);
+        self.wait_status = u32(rest)?.cast_signed();
+        Some(())
     }
 
     fn read_program(&mut self, rest: &mut &'a [u8]) -> Option<()> {
         let lengths = [u32(rest)?, u32(rest)?, u32(rest)?];
         let device = device(u32(rest)?);
-        let ctime_nsec = u32(rest)?.into();
         let (inode, size) = (u64(rest)?, u64(rest)?);
-        let ctime_sec = u64(rest)?.cast_signed();
+        let (ctime_sec, ctime_nsec) = (u64(rest)?.cast_signed(), u64(rest)?.cast_signed());
         self.exe_file = Some(FileIdentity { device, inode, size, ctime_sec, ctime_nsec });
         let [argv, exe, cwd] = lengths.map(|length| take(rest, length as usize));
         (self.argv, self.exe, self.cwd) = (argv?, exe?, cwd?);
@@ -174,6 +213,11 @@ impl<'a> Record<'a> {
             exe_sha256: None,
             completeness,
         }
+    }
+
+    /// How the process ended that was found to have.
+    pub(super) fn exit_found(&self) -> Option<Exit> {
+        (self.flags & HAS_ENDED != 0).then(|| exit_of(self.wait_status))
     }
 
     /// How the process ended.
@@ -242,9 +286,9 @@ mod tests {
 
     #[test]
     fn whatever_is_cut_short_is_no_record() {
-        let mut bytes = vec![0; 184];
+        let mut bytes = vec![0; 176];
         bytes[0] = 2;
-        bytes[140] = 3;
+        bytes[128] = 3;
         bytes.extend_from_slice(b"a\0b");
         let record = Record::read(&bytes).unwrap();
         assert_eq!((record.kind, record.argv), (Kind::Exec, &b"a\0b"[..]));
@@ -253,5 +297,15 @@ mod tests {
         }
         bytes[0] = 9;
         assert!(Record::read(&bytes).is_none());
+        bytes[0] = 3;
+        assert!(Record::read(&bytes[..148]).is_some());
+        assert!(Record::read(&bytes[..147]).is_none());
+    }
+
+    #[test]
+    fn losses_are_counted_on_beyond_the_highest_number() {
+        let before = Lost([u32::MAX, 5, 7]);
+        let missing = Lost([2, 5, 6]).since(before);
+        assert_eq!(missing, Missing { starts: 3, changes: 0, stops: 0 });
     }
 }

@@ -115,7 +115,7 @@ impl Unseen {
 
     fn tell(&mut self, most: u64, until_ns: i64) -> Option<Observation> {
         let missing = most.checked_sub(self.told).filter(|missing| *missing > 0)?;
-        let overrun = Overrun { missing, since_ns: self.told_ns, until_ns };
+        let overrun = Overrun { missing, sorts: None, since_ns: self.told_ns, until_ns };
         self.told = most;
         self.told_ns = until_ns;
         Some(Observation::Unseen(overrun))
@@ -128,7 +128,7 @@ mod tests {
 
     fn told(observation: Option<Observation>) -> Option<(u64, i64, i64)> {
         observation.map(|observation| match observation {
-            Observation::Unseen(Overrun { missing, since_ns, until_ns }) => {
+            Observation::Unseen(Overrun { missing, since_ns, until_ns, .. }) => {
                 (missing, since_ns, until_ns)
             }
             other => panic!("{other:?}"),

@@ -4,7 +4,7 @@ use daemoneye_lib::models::process::Capabilities;
 
 /// The kernel shows times to user space in 1/100 s on every architecture that Rust's standard
 /// library supports, whatever its own clock: so a tick is the 10 ms of a process key.
-pub(super) const TICK_NS: u64 = 10_000_000;
+pub(in crate::source) const TICK_NS: u64 = 10_000_000;
 
 /// The flag of a thread of the kernel.
 const PF_KTHREAD: u64 = 0x0020_0000;
