@@ -10,7 +10,13 @@ fn process(pid: u32, ppid: u32) -> ObservedProcess {
     let mut facts = Facts::unknown(Completeness::Complete);
     facts.ppid = Some(ppid);
     facts.name = Some(format!("p{pid}").as_str().into());
-    ObservedProcess { pid, start_centis: pid.into(), facts: Some(Box::new(facts)), ended: None }
+    ObservedProcess {
+        pid,
+        start_centis: pid.into(),
+        start_ns: None,
+        facts: Some(Box::new(facts)),
+        ended: None,
+    }
 }
 
 fn over(pid: u32, ppid: u32) -> ObservedProcess {
