@@ -171,7 +171,7 @@ fn wants(state: CollectorState) -> Wants {
 #[cfg(test)]
 mod tests {
     use daemoneye_lib::models::control::{
-        ConnectorHealth, ConnectorState, EventCounts, Excluded, LogHealth,
+        ConnectorHealth, ConnectorState, EventCounts, Excluded, LogHealth, Summarised,
     };
     use daemoneye_lib::models::process::SourceName;
     use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
@@ -206,6 +206,7 @@ mod tests {
                 digests: None,
                 excluded: Excluded::default(),
                 unseen_max_total: 0,
+                summarised: Summarised::default(),
                 shed_modifies_total: 0,
                 log: LogHealth {
                     stream: of.stream,

@@ -1,6 +1,7 @@
 //! procmond's options: defaults, file, environment `PROCMOND_<SECTION>__<KEY>`, flags.
 
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -278,7 +279,15 @@ fn declare_telling(loader: &mut Loader) -> TellOptions {
         KB..=TIB,
         "With sha256: larger executables are not read.",
     );
-    TellOptions { filter, sha256_bytes_max: sha256.then_some(sha256_bytes_max) }
+    let starts = loader.integer(
+        "monitor.cgroup_starts_per_second",
+        0,
+        0..=1_000_000,
+        "More starts a second in one control group are told as numbers. 0 sets no limit.",
+    );
+    let cgroup_starts_per_second = u32::try_from(starts).ok().and_then(NonZeroU32::new);
+    let sha256_bytes_max = sha256.then_some(sha256_bytes_max);
+    TellOptions { filter, cgroup_starts_per_second, sha256_bytes_max }
 }
 
 /// Which processes are told of.
@@ -488,6 +497,15 @@ mod tests {
         assert_eq!(of("[monitor]\nsha256_max_bytes = \"1 MB\"\n"), None);
         assert_eq!(of("[monitor]\nsha256 = true\n"), Some(64 << 20));
         assert_eq!(of("[monitor]\nsha256 = true\nsha256_max_bytes = \"1 MB\"\n"), Some(MB));
+    }
+
+    #[test]
+    fn the_limit_of_a_control_group_is_off_unless_it_is_set() {
+        let of = |text| load(text, &[]).unwrap().tell.cgroup_starts_per_second;
+        assert_eq!(of(""), None);
+        let set = of("[monitor]\ncgroup_starts_per_second = 50\n");
+        assert_eq!(set, NonZeroU32::new(50));
+        assert!(load("[monitor]\ncgroup_starts_per_second = 1000001\n", &[]).is_err());
     }
 
     #[test]

@@ -11,8 +11,10 @@ mod pressure;
 mod recorder;
 mod recovery;
 pub mod snapshot;
+mod storm;
 pub mod tracker;
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -49,6 +51,9 @@ pub const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 const SNAPSHOT_AGE: Duration = Duration::from_secs(60);
 const SNAPSHOT_EVENTS: u64 = 50_000;
 
+/// How often it is told what was left out in a storm.
+const SUMMARY_EVERY: Duration = Duration::from_secs(1);
+
 /// The monitor has ended; the reason is with whoever started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the monitor has ended")]
@@ -82,6 +87,8 @@ pub struct MonitorOptions {
 pub struct TellOptions {
     /// Which processes are told of.
     pub filter: Filter,
+    /// More starts a second in one control group are told as numbers.
+    pub cgroup_starts_per_second: Option<NonZeroU32>,
     /// The SHA-256 of the programs that run, if they have at most so many bytes; `None`: of none.
     pub sha256_bytes_max: Option<u64>,
 }
@@ -165,6 +172,10 @@ pub struct ProcessMonitor {
     recorder: Recorder,
     tracker: Tracker,
     gate: Gate,
+    /// When it is told next what was left out in storms.
+    summary_at: Option<tokio::time::Instant>,
+    /// When something was observed last.
+    observed_at: Instant,
     pressure: Pressure,
     digester: Option<Digester>,
     source: Option<Started>,
@@ -198,13 +209,19 @@ impl ProcessMonitor {
             saved: Saved { stream, sequence, at: Instant::now() },
             recorder: Recorder::new(connector.clone(), refused),
             digester: options.tell.sha256_bytes_max.map(Digester::new),
-            gate: Gate::new(options.tell.filter.clone(), &tracker),
+            gate: Gate::new(
+                options.tell.filter.clone(),
+                options.tell.cgroup_starts_per_second,
+                &tracker,
+            ),
             options,
             mailbox: messages,
             signals,
             connector,
             tracker,
             pressure: Pressure::default(),
+            summary_at: None,
+            observed_at: Instant::now(),
             source: None,
             next_interval: None,
             scans_total: 0,
@@ -237,6 +254,7 @@ impl ProcessMonitor {
                     self.take(message);
                 }
                 Some(signal) = self.signals.recv() => self.signalled(signal).await?,
+                () = moment(self.summary_at) => self.summarise().await?,
                 observation = next_observation(&mut self.source) => match observation {
                     Some(observation) => self.observed(observation).await?,
                     None => return Err(MonitorError::SourceEnded(self.source_name())),
@@ -332,11 +350,15 @@ impl ProcessMonitor {
                 warn!(%error, "a look at the process table failed");
             }
         }
+        self.observed_at = Instant::now();
         for event in self.tracker.observe(observation) {
             let Some(event) = self.gate.pass(event) else { continue };
             if self.pressure.admits(&event) {
                 self.recorder.record(&event).await?;
             }
+        }
+        if self.gate.owes() {
+            self.summary_at.get_or_insert_with(|| tokio::time::Instant::now() + SUMMARY_EVERY);
         }
         if let Some(interval) = self.next_interval.take() {
             self.set_interval(interval);
@@ -351,6 +373,20 @@ impl ProcessMonitor {
                 result => result?,
             }
         }
+        Ok(())
+    }
+
+    /// Tells what was left out in storms, and which of it is still there.
+    async fn summarise(&mut self) -> Result<(), MonitorError> {
+        for gap in self.gate.summaries() {
+            self.recorder.record(&gap.into()).await?;
+        }
+        let passed_ns = u64::try_from(self.observed_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let now_ns = self.tracker.seen_until_ns().saturating_add(passed_ns);
+        for start in self.gate.survivors(&self.tracker, now_ns) {
+            self.recorder.record(&start).await?;
+        }
+        self.summary_at = self.gate.owes().then(|| tokio::time::Instant::now() + SUMMARY_EVERY);
         Ok(())
     }
 
@@ -405,6 +441,10 @@ impl ProcessMonitor {
         if let Some(gap) = self.pressure.end() {
             self.recorder.record(&gap.into()).await?;
         }
+        // Who lives on is told by the next run.
+        for gap in self.gate.summaries() {
+            self.recorder.record(&gap.into()).await?;
+        }
         self.recorder.settle().await?;
         self.save_snapshot().await
     }
@@ -430,6 +470,7 @@ impl ProcessMonitor {
             unseen_max_total: self.unseen_max_total,
             events: self.recorder.counts(),
             digests: self.digester.as_ref().map(Digester::counts),
+            summarised: self.gate.summarised(),
             excluded: self.gate.excluded(),
             shed_modifies_total: self.pressure.shed_total(),
             log: LogHealth {
@@ -451,6 +492,14 @@ impl ProcessMonitor {
 async fn next_observation(source: &mut Option<Started>) -> Option<Observation> {
     match source {
         Some(source) => source.observations.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until then; for ever, without a moment. Cancel-safe.
+async fn moment(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

@@ -112,6 +112,7 @@ impl Log {
 fn health(log: &Log) -> daemoneye_lib::models::control::CollectorHealth {
     use daemoneye_lib::models::control::{
         CollectorHealth, ConnectorHealth, ConnectorState, EventCounts, Excluded, LogHealth,
+        Summarised,
     };
     CollectorHealth {
         state: CollectorState::Monitoring,
@@ -124,6 +125,7 @@ fn health(log: &Log) -> daemoneye_lib::models::control::CollectorHealth {
         digests: None,
         excluded: Excluded::default(),
         unseen_max_total: 0,
+        summarised: Summarised::default(),
         shed_modifies_total: 0,
         log: LogHealth {
             stream: log.stream,

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::event::EventKind;
 use super::process::SourceName;
 use crate::stream::{Epoch, Sequence, StreamId};
 
@@ -146,6 +147,8 @@ pub struct CollectorHealth {
     pub digests: Option<Digests>,
     /// What the filters in the configuration left out.
     pub excluded: Excluded,
+    /// What was left out of control groups that began more processes than the limit allows.
+    pub summarised: Summarised,
     /// Modify events left out under backpressure.
     pub shed_modifies_total: u64,
     /// The log.
@@ -194,6 +197,29 @@ pub struct Excluded {
     pub processes_total: u64,
     /// Events: starts, stops and changes.
     pub events_total: u64,
+}
+
+/// Events that were left out one by one and told as numbers.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Summarised {
+    /// Processes that began.
+    pub starts_total: u64,
+    /// Processes that ended.
+    pub stops_total: u64,
+    /// Changes of processes.
+    pub modifies_total: u64,
+}
+
+impl Summarised {
+    /// Counts an event; a gap is none of these.
+    pub const fn count(&mut self, kind: EventKind) {
+        match kind {
+            EventKind::Start => self.starts_total += 1,
+            EventKind::Stop => self.stops_total += 1,
+            EventKind::Modify => self.modifies_total += 1,
+            EventKind::Gap => {}
+        }
+    }
 }
 
 /// How the write-ahead log is.

@@ -128,7 +128,7 @@ pub struct ProcessEvent {
 pub enum ProcessEventKind {
     /// It began.
     Start {
-        /// It was already there when monitoring began.
+        /// It was already there when monitoring began, or when there was room to tell of it again.
         existing: bool,
     },
     /// It ended.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use daemoneye_eventbus::{ClientOptions, Role};
-use daemoneye_lib::models::control::EventCounts;
+use daemoneye_lib::models::control::{EventCounts, Summarised};
 use daemoneye_lib::models::process::{
     Completeness, KeyPrecision, ProcessEvent, ProcessEventKind, SourceName,
 };
@@ -673,6 +673,91 @@ mod real {
         }
     }
 
+    /// A shell that starts one program after another, faster than its group may.
+    #[cfg(target_os = "linux")]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn c4_what_is_told_of_a_fork_bomb_and_what_is_summarised_is_all_of_it() {
+        if !can_use_ebpf() {
+            return;
+        }
+        let count: u64 = std::env::var("E2E_ROUNDS").map_or(200, |count| count.parse().unwrap());
+        let mark = format!("bomb-{}", std::process::id());
+        // Whatever else runs in our group has no part in this.
+        let rules = format!("include = [{{ argv = '{mark}' }}]");
+        let tell = TellOptions {
+            filter: super::super::filter::tests::filter(&rules).unwrap(),
+            cgroup_starts_per_second: NonZeroU32::new(10),
+            ..TellOptions::default()
+        };
+        let bench = Bench::new();
+        let log = bench.open(WalOptions::default()).await;
+        let options = MonitorOptions {
+            source: SourceChoice::Ebpf,
+            tell,
+            ..bench.monitor_options(Duration::from_secs(1))
+        };
+        let (monitor, handle, _signals) = bench.monitor_with(&log, options);
+        let running = tokio::spawn(monitor.run());
+        handle.begin().await.unwrap().unwrap();
+        until(async || handle.health().await.unwrap().scans_total > 0).await;
+        let script = "i=0; while [ $i -lt $1 ]; do /bin/true $0; i=$((i+1)); done; read line";
+        let mut bomb = Command::new("sh");
+        bomb.args(["-c", script, &mark, &count.to_string()]).stdin(Stdio::piped());
+        let mut bomb = bomb.spawn().unwrap();
+        let began = async || {
+            let health = handle.health().await.unwrap();
+            (health.events, health.summarised)
+        };
+        until(async || {
+            let (events, summarised) = began().await;
+            events.stop + summarised.stops_total == count
+        })
+        .await;
+        drop(bomb.stdin.take());
+        bomb.wait().unwrap();
+        until(async || {
+            let (events, summarised) = began().await;
+            events.stop + summarised.stops_total == count + 1
+        })
+        .await;
+        let (_, summarised) = began().await;
+        handle.shutdown().await.unwrap();
+        running.await.unwrap().unwrap();
+
+        let events = records(&log, Sequence(1));
+        let (mut starts, mut stops, mut open) = (0, 0, std::collections::HashSet::new());
+        let (mut left_out, mut summaries) = (0, 0);
+        for (_, event) in &events {
+            match event {
+                Event::Process(event) => match event.kind {
+                    ProcessEventKind::Start { existing } => {
+                        starts += u64::from(!existing);
+                        assert!(open.insert(event.key), "{event:?}");
+                    }
+                    ProcessEventKind::Stop(_) => {
+                        stops += 1;
+                        assert!(open.remove(&event.key), "{event:?}");
+                    }
+                    ProcessEventKind::Modify { .. } => assert!(open.contains(&event.key)),
+                },
+                Event::Gap(gap) if gap.reason == GapReason::Shed => {
+                    assert!(gap.since_ns <= gap.until_ns && gap.until_ns <= Some(gap.time_ns));
+                    assert!(gap.detail.contains("control group"), "{}", gap.detail);
+                    left_out += gap.missing.unwrap();
+                    summaries += 1;
+                }
+                Event::Gap(_) => {}
+            }
+        }
+        assert_eq!(starts + summarised.starts_total, count + 1);
+        assert_eq!(stops + summarised.stops_total, count + 1);
+        let Summarised { starts_total, stops_total, modifies_total } = summarised;
+        assert_eq!(left_out, starts_total + stops_total + modifies_total);
+        assert!(open.is_empty(), "{open:?}");
+        assert!(starts < count && summaries > 0, "{starts} told, {summaries} summaries");
+        eprintln!("{starts} starts and {stops} stops told, {left_out} events in {summaries} gaps");
+    }
+
     /// Programs that are gone before anybody can look, most of them.
     #[cfg(target_os = "linux")]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -688,6 +773,7 @@ mod real {
         let tell = TellOptions {
             filter: super::super::filter::tests::filter(&rules).unwrap(),
             sha256_bytes_max: Some(64 << 20),
+            ..TellOptions::default()
         };
         let bench = Bench::new();
         let log = bench.open(WalOptions::default()).await;

@@ -24,7 +24,7 @@ pub use ancestry::{ANCESTORS_MAX, Ancestor, Departed};
 pub use image::{ImageError, TableImage};
 
 /// Start times in keys are kept in units of this many nanoseconds.
-const CENTI_NS: u64 = 10_000_000;
+pub(super) const CENTI_NS: u64 = 10_000_000;
 
 /// A life that ended can be taken for a later one of the same pid only if both began this close
 /// together, in 10 ms units: two seconds, for sources that know only seconds.
@@ -200,6 +200,15 @@ impl Tracker {
                 }
                 self.ended.remember(Ended { key: event.key, start_ns: None, at_ns: None });
             }
+        }
+    }
+
+    /// Up to which moment everything was seen, in nanoseconds since boot.
+    #[must_use]
+    pub(super) const fn seen_until_ns(&self) -> u64 {
+        match self.past {
+            Past::Unknown => 0,
+            Past::EarlierRun { uptime_ns, .. } | Past::ThisRun { uptime_ns, .. } => uptime_ns,
         }
     }
 

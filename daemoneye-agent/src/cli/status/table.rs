@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use daemoneye_lib::display::{self, bytes, duration, time};
-use daemoneye_lib::models::control::{CollectorHealth, Digests};
+use daemoneye_lib::models::control::{CollectorHealth, Digests, Summarised};
 use jiff::tz::TimeZone;
 
 use crate::status::{AgentStatus, CollectorStatus, StoreStatus};
@@ -119,6 +119,14 @@ fn health(out: &mut impl Write, health: &CollectorHealth) -> io::Result<()> {
     if excluded.events_total > 0 {
         let (events, processes) = (excluded.events_total, excluded.processes_total);
         line(out, "  excluded", &format!("{events} events of {processes} processes"))?;
+    }
+    let Summarised { starts_total, stops_total, modifies_total } = health.summarised;
+    if starts_total + stops_total + modifies_total > 0 {
+        let text = format!(
+            "{starts_total} start, {stops_total} stop, {modifies_total} modify beyond the limit of \
+             their control groups"
+        );
+        line(out, "  summarised", &text)?;
     }
     let log = &health.log;
     line(

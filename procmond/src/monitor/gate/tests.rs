@@ -52,12 +52,20 @@ fn seen(happenings: Vec<Happening>) -> Observation {
 struct Bench {
     tracker: Tracker,
     gate: Gate,
+    limit: Option<NonZeroU32>,
+    summarised: u64,
 }
 
 impl Bench {
     fn new(rules: &str) -> Self {
-        let tracker = Tracker::new();
-        Self { gate: Gate::new(filter(rules).unwrap(), &tracker), tracker }
+        Self::limited(rules, 0)
+    }
+
+    /// With a limit for each control group.
+    fn limited(rules: &str, limit: u32) -> Self {
+        let (tracker, limit) = (Tracker::new(), NonZeroU32::new(limit));
+        let gate = Gate::new(filter(rules).unwrap(), limit, &tracker);
+        Self { gate, tracker, limit, summarised: 0 }
     }
 
     /// What is told of an observation.
@@ -71,12 +79,24 @@ impl Bench {
         .collect()
     }
 
+    /// Has summaries told, counts what is in them, and gives who lives on and has room.
+    fn summarise(&mut self, now_ns: u64) -> Vec<ProcessEvent> {
+        self.summarised += self.gate.summaries().iter().filter_map(|gap| gap.missing).sum::<u64>();
+        let survivors = self.gate.survivors(&self.tracker, now_ns).into_iter();
+        survivors
+            .map(|event| match event {
+                Event::Process(event) => *event,
+                Event::Gap(gap) => panic!("{gap:?}"),
+            })
+            .collect()
+    }
+
     /// As a restart goes on from the saved table.
     fn restart(&mut self, rules: &str) {
         let mut bytes = Vec::new();
         self.tracker.encode(|key| self.gate.withholds(key)).encode_into(&mut bytes);
         self.tracker = Tracker::restore(&TableImage::decode(&bytes).unwrap());
-        self.gate = Gate::new(filter(rules).unwrap(), &self.tracker);
+        self.gate = Gate::new(filter(rules).unwrap(), self.limit, &self.tracker);
     }
 }
 
@@ -213,6 +233,80 @@ fn c3_after_a_restart_only_what_was_told_is_ended() {
     assert_eq!(short(&bench.tell(look(7 * SECOND, [init]))), ["-4", "-5"]);
 }
 
+/// A life of a moment, as each of a fork bomb's.
+fn brief(at_ns: u64, pid: u32) -> [Happening; 2] {
+    let start_ns = at_ns;
+    let facts = || facts((3, false, 1));
+    let what = What::Forked { forker: 1, inherits_group: false, facts: facts() };
+    let ends = What::Exited(Exit::default(), facts());
+    [
+        Happening { pid, start_ns, at_ns, what },
+        Happening { pid, start_ns, at_ns: at_ns + 1, what: ends },
+    ]
+}
+
+#[test]
+fn c4_of_a_storm_what_is_told_and_what_is_summarised_is_all_of_it() {
+    let mut bench = Bench::limited("exclude = [{ exe = '/bin/9' }]", 10);
+    bench.tell(look(SECOND, [(1, 0, (0, true, 0))]));
+    let mut told = Vec::new();
+    // 1,000 in a tenth of a second, among them one that stays and one that stays excluded.
+    for n in 0..1000 {
+        let mut life = brief(2 * SECOND + u64::from(n) * 100_000, 100 + n).to_vec();
+        if n == 500 {
+            life.truncate(1);
+        }
+        told.extend(bench.tell(seen(life)));
+    }
+    let starts = |told: &[ProcessEvent]| {
+        told.iter()
+            .filter(|event| event.kind == ProcessEventKind::Start { existing: false })
+            .count()
+    };
+    let stops = |told: &[ProcessEvent]| {
+        told.iter().filter(|event| matches!(event.kind, ProcessEventKind::Stop(_))).count()
+    };
+    assert_eq!((starts(&told), stops(&told)), (10, 10), "a second's worth");
+    assert!(bench.gate.owes());
+    assert_eq!(short(&bench.summarise(2 * SECOND)), [""; 0], "there is no room yet");
+    assert_eq!(bench.summarised, 990 + 989);
+    assert!(bench.gate.owes(), "one lives on");
+    let survivors = bench.summarise(4 * SECOND);
+    assert_eq!(short(&survivors), ["=600"]);
+    assert_eq!((bench.summarised, bench.summarise(5 * SECOND).len()), (990 + 989, 0));
+    assert!(!bench.gate.owes());
+    let exits = What::Exited(Exit::default(), facts((3, false, 1)));
+    let start_ns = 2 * SECOND + 500 * 100_000;
+    let told =
+        bench.tell(seen(vec![Happening { pid: 600, start_ns, at_ns: 6 * SECOND, what: exits }]));
+    assert_eq!(short(&told), ["-600"], "its start was told");
+    let wanted = Summarised { starts_total: 990, stops_total: 989, modifies_total: 0 };
+    assert_eq!((bench.gate.summarised(), bench.gate.excluded()), (wanted, Excluded::default()));
+}
+
+#[test]
+fn what_was_there_is_no_storm_and_who_survives_may_have_become_excluded() {
+    let mut bench = Bench::limited("exclude = [{ exe = '/bin/2' }]", 1);
+    let there = (1..=50).map(|pid| (pid, 0, (0, true, 0)));
+    assert_eq!(bench.tell(look(SECOND, there)).len(), 50);
+    let told = bench.tell(seen(vec![
+        at(2 * SECOND, 60, forked(1)),
+        at(2 * SECOND, 61, forked(1)),
+        at(2 * SECOND, 62, forked(1)),
+        // A change of one that is summarised is summarised.
+        at(2 * SECOND + 1, 61, What::Renamed("x".into())),
+        at(2 * SECOND + 2, 62, What::Renamed("y".into())),
+    ]));
+    assert_eq!(short(&told), ["+60"]);
+    let told = bench.tell(seen(vec![at(2 * SECOND + 3, 62, What::Executed(facts((2, true, 1))))]));
+    assert_eq!(short(&told), [""; 0]);
+    assert_eq!(short(&bench.summarise(9 * SECOND)), ["=61"]);
+    assert_eq!(bench.summarised, 2 + 3);
+    assert_eq!(bench.gate.excluded(), Excluded { processes_total: 1, events_total: 0 });
+    bench.summarise(10 * SECOND);
+    assert!(!bench.gate.owes());
+}
+
 /// What may happen next.
 #[derive(Clone, Debug)]
 enum Step {
@@ -220,6 +314,8 @@ enum Step {
     Told(Vec<(u32, u8, Kind)>),
     /// A look finds these, each with a kind or as it was.
     Look(Vec<(u32, Kind)>),
+    /// A second is over.
+    Summary,
     /// The program is killed or ended, and started with one of the filters.
     Restart(usize),
 }
@@ -231,6 +327,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => told.prop_map(Step::Told),
         2 => found.prop_map(Step::Look),
+        1 => Just(Step::Summary),
         1 => (0_usize..5).prop_map(Step::Restart),
     ];
     proptest::collection::vec(step, 1..25)
@@ -245,15 +342,16 @@ const FILTERS: [&str; 5] = [
 ];
 
 proptest! {
-    /// Whatever the filter, whatever is seen, and wherever the program ends and goes on with
+    /// Whatever the filter and the limit, whatever is seen, and wherever the program ends and goes on with
     /// another filter: each start that is told has its stop or lives, each stop and each change
     /// has a start; and what is alive and told is what the table and the gate say.
     #[test]
     fn every_told_stop_has_a_told_start_and_the_other_way_round(
         first in 0_usize..5,
+        limit in 0_u32..3,
         steps in steps(),
     ) {
-        let mut bench = Bench::new(FILTERS[first]);
+        let mut bench = Bench::limited(FILTERS[first], limit);
         let mut open = BTreeSet::new();
         let mut closed = BTreeSet::new();
         let mut lives: BTreeMap<u32, u64> = BTreeMap::new();
@@ -263,6 +361,13 @@ proptest! {
             let observation = match step {
                 Step::Restart(which) => {
                     bench.restart(FILTERS[which]);
+                    continue;
+                }
+                Step::Summary => {
+                    for event in bench.summarise(now) {
+                        prop_assert!(!closed.contains(&event.key), "{} again", event.key);
+                        prop_assert!(open.insert(event.key), "{} twice", event.key);
+                    }
                     continue;
                 }
                 Step::Look(found) => {
