@@ -171,7 +171,7 @@ fn wants(state: CollectorState) -> Wants {
 #[cfg(test)]
 mod tests {
     use daemoneye_lib::models::control::{
-        ConnectorHealth, ConnectorState, EventCounts, Excluded, LogHealth, Summarised,
+        ConnectorHealth, ConnectorState, EventCounts, Excluded, LogHealth, Shed, Summarised,
     };
     use daemoneye_lib::models::process::SourceName;
     use daemoneye_lib::stream::{Epoch, Sequence, StreamId};
@@ -207,7 +207,7 @@ mod tests {
                 excluded: Excluded::default(),
                 unseen_max_total: 0,
                 summarised: Summarised::default(),
-                shed_modifies_total: 0,
+                shed: Shed::default(),
                 log: LogHealth {
                     stream: of.stream,
                     epoch: of.epoch,

@@ -99,14 +99,10 @@ impl RawArgv {
         });
         let mut secrets = Secrets::default();
         scan::scan_command(words, &mut secrets);
-        let mut terminated = secrets.replace_in(&self.terminated, REDACTED.as_bytes());
-        let mut truncated = self.truncated;
-        if terminated.len() > ARGV_BYTES_MAX {
-            terminated.truncate(ARGV_BYTES_MAX - 1);
-            terminated.push(0);
-            truncated = true;
-        }
-        RedactedArgv { terminated, truncated }
+        let terminated = secrets.replace_in(&self.terminated, REDACTED.as_bytes());
+        let mut argv = RedactedArgv { terminated, truncated: self.truncated };
+        argv.cut(ARGV_BYTES_MAX);
+        argv
     }
 }
 
@@ -137,6 +133,24 @@ impl RedactedArgv {
     #[must_use]
     pub const fn is_truncated(&self) -> bool {
         self.truncated
+    }
+
+    /// Cuts them to so many bytes, each argument's end counted as one; says whether they had more.
+    pub fn cut(&mut self, bytes_max: usize) -> bool {
+        let is_longer = self.terminated.len() > bytes_max;
+        if is_longer {
+            self.terminated.truncate(bytes_max.saturating_sub(1));
+            self.terminated.push(0);
+            self.truncated = true;
+        }
+        is_longer
+    }
+
+    /// Whether these are the others, cut.
+    #[must_use]
+    pub fn is_cut_from(&self, other: &Self) -> bool {
+        let kept = self.terminated.strip_suffix(&[0]).unwrap_or_default();
+        self.truncated && other.terminated.starts_with(kept)
     }
 
     /// Whether there are none.

@@ -182,6 +182,12 @@ impl EventBusConnector {
         self.shared.health()
     }
 
+    /// What is not committed yet in percent of the window; beyond 100 it lies in the log only.
+    #[must_use]
+    pub fn backlog_percent(&self) -> u64 {
+        self.shared.backlog_percent()
+    }
+
     /// Makes the log durable, delivers what is left for at most `within`, says goodbye and ends.
     ///
     /// # Errors

@@ -324,7 +324,10 @@ impl ProcessMonitor {
     async fn signalled(&mut self, signal: BackpressureSignal) -> Result<(), MonitorError> {
         match signal {
             BackpressureSignal::Engage { level } => {
-                warn!(level, "delivery has fallen behind: looking less often, thinning modifies");
+                warn!(
+                    level,
+                    "delivery has fallen behind: looking less often, telling less of each event"
+                );
             }
             BackpressureSignal::Release { level } => {
                 info!(level, "delivery has caught up");
@@ -351,9 +354,12 @@ impl ProcessMonitor {
             }
         }
         self.observed_at = Instant::now();
+        if self.pressure.is_on() {
+            self.pressure.rise(self.connector.backlog_percent());
+        }
         for event in self.tracker.observe(observation) {
             let Some(event) = self.gate.pass(event) else { continue };
-            if self.pressure.admits(&event) {
+            if let Some(event) = self.pressure.press(event) {
                 self.recorder.record(&event).await?;
             }
         }
@@ -472,7 +478,7 @@ impl ProcessMonitor {
             digests: self.digester.as_ref().map(Digester::counts),
             summarised: self.gate.summarised(),
             excluded: self.gate.excluded(),
-            shed_modifies_total: self.pressure.shed_total(),
+            shed: self.pressure.shed_total(),
             log: LogHealth {
                 stream: log.stream(),
                 epoch: log.epoch(),

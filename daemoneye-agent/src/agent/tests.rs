@@ -111,7 +111,7 @@ impl Log {
 /// What a collector says of itself.
 fn health(log: &Log) -> daemoneye_lib::models::control::CollectorHealth {
     use daemoneye_lib::models::control::{
-        CollectorHealth, ConnectorHealth, ConnectorState, EventCounts, Excluded, LogHealth,
+        CollectorHealth, ConnectorHealth, ConnectorState, EventCounts, Excluded, LogHealth, Shed,
         Summarised,
     };
     CollectorHealth {
@@ -126,7 +126,7 @@ fn health(log: &Log) -> daemoneye_lib::models::control::CollectorHealth {
         excluded: Excluded::default(),
         unseen_max_total: 0,
         summarised: Summarised::default(),
-        shed_modifies_total: 0,
+        shed: Shed::default(),
         log: LogHealth {
             stream: log.stream,
             epoch: log.epoch,

@@ -149,8 +149,8 @@ pub struct CollectorHealth {
     pub excluded: Excluded,
     /// What was left out of control groups that began more processes than the limit allows.
     pub summarised: Summarised,
-    /// Modify events left out under backpressure.
-    pub shed_modifies_total: u64,
+    /// What was left out because delivery had fallen behind.
+    pub shed: Shed,
     /// The log.
     pub log: LogHealth,
     /// The way to the broker.
@@ -197,6 +197,17 @@ pub struct Excluded {
     pub processes_total: u64,
     /// Events: starts, stops and changes.
     pub events_total: u64,
+}
+
+/// What was left out because delivery had fallen behind, in the order in which it gives way.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Shed {
+    /// Events without their parent's key.
+    pub parents_total: u64,
+    /// Events whose arguments were cut.
+    pub argument_tails_total: u64,
+    /// Modify events.
+    pub modifies_total: u64,
 }
 
 /// Events that were left out one by one and told as numbers.

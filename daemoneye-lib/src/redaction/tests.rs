@@ -2,6 +2,20 @@ use proptest::prelude::*;
 
 use super::*;
 
+#[test]
+fn arguments_that_are_cut_say_so_and_are_known_again() {
+    let whole = RawArgv::from_args(["ls", "-l", "/tmp"]).redact();
+    let mut cut = whole.clone();
+    assert!(!cut.cut(11) && cut == whole, "it has eleven");
+    assert!(!whole.is_cut_from(&whole), "nothing is missing");
+    assert!(cut.cut(10) && cut.is_truncated());
+    assert_eq!(cut.iter().collect::<Vec<_>>(), [&b"ls"[..], b"-l", b"/tm"]);
+    assert!(cut.is_cut_from(&whole));
+    assert!(!cut.is_cut_from(&RawArgv::from_args(["ls", "-l", "/opt"]).redact()));
+    assert!(cut.cut(0) && cut.iter().all(<[u8]>::is_empty));
+    assert!(!RawArgv::from_args(["ls"]).redact().is_cut_from(&whole), "other arguments");
+}
+
 const SECRET: &str = "hunter2S3cr3t";
 
 fn redacted(args: &[&str]) -> Vec<String> {

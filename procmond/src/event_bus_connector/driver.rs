@@ -26,6 +26,7 @@ use crate::wal::{Receipt, WalError, WriteAheadLog};
 pub(super) struct Shared {
     pub(super) log: WriteAheadLog,
     pub(super) tail: Tail,
+    window_bytes_max: u64,
     health: Mutex<ConnectorHealth>,
 }
 
@@ -43,7 +44,12 @@ impl Shared {
             acked: log.watermark(),
         };
         let tail = Tail::new(window_bytes_max, log.last());
-        Self { log, tail, health: Mutex::new(health) }
+        Self { log, tail, window_bytes_max, health: Mutex::new(health) }
+    }
+
+    /// The backlog in percent of the window.
+    pub(super) fn backlog_percent(&self) -> u64 {
+        self.lock().backlog_bytes.saturating_mul(100) / self.window_bytes_max.max(1)
     }
 
     pub(super) fn health(&self) -> ConnectorHealth {

@@ -1,45 +1,65 @@
 //! What gives way when delivery has fallen behind.
+//!
+//! In this order, as the backlog grows: the parents' keys, which the store can work out again;
+//! the tails of long arguments; then most modify events. Starts and stops are told whatever comes.
+//! What has given way stays so until delivery has caught up.
 
 use std::time::Duration;
 
-use daemoneye_lib::models::event::{Event, EventKind};
+use daemoneye_lib::models::control::Shed;
+use daemoneye_lib::models::event::Event;
 use daemoneye_lib::models::gap::{GapEvent, GapReason};
+use daemoneye_lib::models::process::{Completeness, FieldChange, ProcessEvent, ProcessEventKind};
 use daemoneye_lib::stream::wall_clock_ns;
 
 use crate::event_bus_connector::BackpressureSignal;
 
-/// Under pressure one modify event in this many is kept.
+/// From this backlog on, in percent of the window, arguments are cut. Parents' keys are left out
+/// as soon as there is pressure, which is from 70 on.
+const CUT_FROM: u64 = 85;
+/// From this backlog on modify events are left out: the window is full.
+const THIN_FROM: u64 = 100;
+/// What is left of arguments.
+const ARGV_BYTES: usize = 256;
+/// One modify event in this many is kept.
 const KEEP_ONE_IN: u64 = 4;
 
-/// Pressure as the monitor feels it: a longer interval and thinner modify events. Starts and stops
-/// are never left out.
+/// Pressure as the monitor feels it: a longer interval, and events that say less.
 #[derive(Debug, Default)]
 pub(super) struct Pressure {
     episode: Option<Episode>,
-    shed_total: u64,
+    total: Shed,
 }
 
 #[derive(Debug)]
 struct Episode {
     since_ns: i64,
+    /// The highest backlog so far, in percent of the window.
+    level: u64,
     modifies: u64,
-    shed: u64,
+    shed: Shed,
 }
 
 impl Pressure {
     /// The interval in force where `interval` is asked for: half as long again under pressure.
     pub(super) fn interval(&self, interval: Duration) -> Duration {
-        if self.episode.is_some() { interval.mul_f64(1.5) } else { interval }
+        if self.is_on() { interval.mul_f64(1.5) } else { interval }
+    }
+
+    /// Whether delivery has fallen behind.
+    pub(super) const fn is_on(&self) -> bool {
+        self.episode.is_some()
     }
 
     /// Takes a signal; when pressure ends, gives the account of what was left out, if anything was.
     pub(super) fn signal(&mut self, signal: BackpressureSignal) -> Option<GapEvent> {
         match signal {
-            BackpressureSignal::Engage { .. } => {
+            BackpressureSignal::Engage { level } => {
                 self.episode.get_or_insert_with(|| Episode {
                     since_ns: wall_clock_ns(),
+                    level: level.into(),
                     modifies: 0,
-                    shed: 0,
+                    shed: Shed::default(),
                 });
                 None
             }
@@ -47,67 +67,104 @@ impl Pressure {
         }
     }
 
+    /// Takes the backlog, in percent of the window. A lower one than before changes nothing.
+    pub(super) fn rise(&mut self, level: u64) {
+        if let Some(episode) = &mut self.episode {
+            episode.level = episode.level.max(level);
+        }
+    }
+
     /// Ends the pressure, as [`BackpressureSignal::Release`] does.
     pub(super) fn end(&mut self) -> Option<GapEvent> {
-        let episode = self.episode.take()?;
+        let Episode { since_ns, modifies, shed, .. } = self.episode.take()?;
         let now = wall_clock_ns();
+        let Shed { parents_total, argument_tails_total, modifies_total } = shed;
         let detail = format!(
-            "delivery had fallen behind: {} of {} modify events were left out, starts and stops \
-             were not",
-            episode.shed, episode.modifies
+            "delivery had fallen behind: {modifies_total} of {modifies} modify events were left \
+             out, starts and stops were not; {parents_total} events lack their parent's key, and \
+             {argument_tails_total} the end of their arguments"
         );
-        (episode.shed > 0).then(|| GapEvent {
-            missing: Some(episode.shed),
-            since_ns: Some(episode.since_ns),
+        (shed != Shed::default()).then(|| GapEvent {
+            missing: Some(modifies_total),
+            since_ns: Some(since_ns),
             until_ns: Some(now),
             ..GapEvent::new(GapReason::Shed, now, detail)
         })
     }
 
-    /// Whether the event is to be recorded; counts it if not.
-    pub(super) fn admits(&mut self, event: &Event) -> bool {
-        let Some(episode) = &mut self.episode else { return true };
-        if event.kind() != EventKind::Modify {
-            return true;
+    /// What is left of an event; counts what is not.
+    pub(super) fn press(&mut self, mut event: Event) -> Option<Event> {
+        let (Some(episode), Event::Process(process)) = (&mut self.episode, &mut event) else {
+            return Some(event);
+        };
+        if episode.level >= THIN_FROM && matches!(process.kind, ProcessEventKind::Modify { .. }) {
+            let is_kept = episode.modifies.is_multiple_of(KEEP_ONE_IN);
+            episode.modifies += 1;
+            if !is_kept {
+                episode.shed.modifies_total += 1;
+                self.total.modifies_total += 1;
+                return None;
+            }
         }
-        let admitted = episode.modifies.is_multiple_of(KEEP_ONE_IN);
-        episode.modifies += 1;
-        if !admitted {
-            episode.shed += 1;
-            self.shed_total += 1;
+        if process.parent_key.take().is_some() {
+            episode.shed.parents_total += 1;
+            self.total.parents_total += 1;
         }
-        admitted
+        if episode.level >= CUT_FROM && cut_arguments(process) {
+            episode.shed.argument_tails_total += 1;
+            self.total.argument_tails_total += 1;
+        }
+        Some(event)
     }
 
-    /// Modify events left out so far.
-    pub(super) fn shed_total(&self) -> u64 {
-        self.shed_total
+    /// What was left out so far.
+    pub(super) const fn shed_total(&self) -> Shed {
+        self.total
     }
+}
+
+/// Cuts the arguments an event holds; says whether there was something to cut.
+fn cut_arguments(event: &mut ProcessEvent) -> bool {
+    let mut is_cut = event.argv.as_mut().is_some_and(|argv| argv.cut(ARGV_BYTES));
+    if is_cut && event.completeness == Completeness::Complete {
+        event.completeness = Completeness::Truncated;
+    }
+    if let ProcessEventKind::Modify { changes } = &mut event.kind {
+        for change in changes {
+            if let FieldChange::Argv(Some(before)) = change {
+                is_cut |= before.cut(ARGV_BYTES);
+            }
+        }
+    }
+    is_cut
 }
 
 #[cfg(test)]
 mod tests {
+    use daemoneye_lib::models::process::Exit;
+    use daemoneye_lib::redaction::RawArgv;
+
     use super::super::tests::life;
     use super::*;
 
-    const ENGAGE: BackpressureSignal = BackpressureSignal::Engage { level: 71 };
+    const ENGAGE: BackpressureSignal = BackpressureSignal::Engage { level: 100 };
     const RELEASE: BackpressureSignal = BackpressureSignal::Release { level: 50 };
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Which of so many modify events are admitted.
     fn modifies(pressure: &mut Pressure, count: usize) -> Vec<bool> {
         let [_, modify, _] = life();
-        (0..count).map(|_| pressure.admits(&modify)).collect()
+        (0..count).map(|_| pressure.press(modify.clone()).is_some()).collect()
     }
 
     #[test]
     fn without_pressure_everything_is_admitted_at_the_usual_pace() {
         let mut pressure = Pressure::default();
-        assert!(life().iter().all(|event| pressure.admits(event)));
+        assert!(life().into_iter().all(|event| pressure.press(event.clone()) == Some(event)));
         assert_eq!(modifies(&mut pressure, 9), [true; 9]);
         assert_eq!(pressure.interval(SECOND), SECOND);
         assert_eq!(pressure.signal(RELEASE), None);
-        assert_eq!(pressure.shed_total(), 0);
+        assert_eq!(pressure.shed_total(), Shed::default());
     }
 
     #[test]
@@ -129,7 +186,9 @@ mod tests {
         let mut kept = Vec::new();
         for _ in 0..10 {
             assert!(
-                [&start, &stop, &gap.clone().into()].iter().all(|event| pressure.admits(event))
+                [start.clone(), stop.clone(), gap.clone().into()]
+                    .into_iter()
+                    .all(|event| pressure.press(event.clone()) == Some(event))
             );
             kept.append(&mut modifies(&mut pressure, 1));
             // The channel may say again what it said before.
@@ -137,7 +196,7 @@ mod tests {
         }
         let (t, f) = (true, false);
         assert_eq!(kept, [t, f, f, f, t, f, f, f, t, f]);
-        assert_eq!(pressure.shed_total(), 7);
+        assert_eq!(pressure.shed_total().modifies_total, 7);
 
         let gap = pressure.signal(RELEASE).unwrap();
         assert_eq!((gap.reason, gap.missing), (GapReason::Shed, Some(7)));
@@ -156,7 +215,64 @@ mod tests {
             modifies(&mut pressure, modify_count);
             assert_eq!(pressure.end().and_then(|gap| gap.missing), missing);
         }
-        assert_eq!(pressure.shed_total(), 9);
+        assert_eq!(pressure.shed_total().modifies_total, 9);
+    }
+
+    /// A start with everything that can be left out, or a change of arguments.
+    fn long(kind: ProcessEventKind) -> Event {
+        let [Event::Process(mut event), ..] = life() else { panic!("a start") };
+        event.kind = kind;
+        event.parent_key = Some(event.key);
+        event.argv = Some(RawArgv::from_args(["tool", &"x".repeat(1000)]).redact());
+        event.completeness = Completeness::Complete;
+        Event::Process(event)
+    }
+
+    #[test]
+    fn c4_what_gives_way_gives_way_in_order_and_none_of_it_is_a_start_or_a_stop() {
+        let bytes = |event: &Event| event.encode().len();
+        let of = |event: &Option<Event>| match event {
+            Some(Event::Process(event)) => {
+                let argv = event.argv.as_ref().unwrap();
+                Some((event.parent_key.is_some(), argv.is_truncated(), event.completeness))
+            }
+            _ => None,
+        };
+        let start = long(ProcessEventKind::Start { existing: false });
+        let stop = long(ProcessEventKind::Stop(Exit::default()));
+        let before = RawArgv::from_args(["tool", &"y".repeat(1000)]).redact();
+        let modify =
+            long(ProcessEventKind::Modify { changes: vec![FieldChange::Argv(Some(before))] });
+        let mut pressure = Pressure::default();
+        pressure.signal(BackpressureSignal::Engage { level: 71 });
+        let mut sizes = Vec::new();
+        for (level, cut, modifies) in
+            [(71, false, 4), (84, false, 4), (85, true, 4), (100, true, 1)]
+        {
+            pressure.rise(level);
+            // It does not rise again for what has sunk meanwhile.
+            pressure.rise(60);
+            let completeness = if cut { Completeness::Truncated } else { Completeness::Complete };
+            for event in [&start, &stop] {
+                let left = pressure.press(event.clone());
+                assert_eq!(of(&left), Some((false, cut, completeness)), "at {level}");
+                sizes.push(bytes(&left.unwrap()));
+            }
+            let left = (0..4).filter_map(|_| pressure.press(modify.clone()));
+            let sizes: Vec<_> = left.map(|event| bytes(&event)).collect();
+            assert_eq!(sizes.len(), modifies, "at {level}");
+            assert!(sizes.iter().all(|size| (*size < 1000) == cut), "{sizes:?}");
+        }
+        assert!(sizes[0] + 18 < bytes(&start), "{sizes:?} of {}", bytes(&start));
+        assert!(sizes[4] + 700 < sizes[2], "{sizes:?}");
+        let shed = Shed { parents_total: 21, argument_tails_total: 9, modifies_total: 3 };
+        assert_eq!(pressure.shed_total(), shed);
+        let gap = pressure.end().unwrap();
+        assert_eq!(gap.missing, Some(3));
+        for part in ["3 of 4 modify events", "21 events lack", "and 9 the end"] {
+            assert!(gap.detail.contains(part), "{}", gap.detail);
+        }
+        assert_eq!(pressure.press(start.clone()), Some(start), "all is told again");
     }
 
     #[test]

@@ -187,10 +187,23 @@ impl Tracker {
             }
         }
         match &event.kind {
-            ProcessEventKind::Start { .. } => self.insert((**event).clone()),
+            ProcessEventKind::Start { .. } => {
+                self.insert((**event).clone());
+                // Under pressure it is told without.
+                if event.parent_key.is_none() {
+                    let parent_key = self.parent_key(event.pid());
+                    if let Some(entry) = self.processes.get_mut(&event.pid()) {
+                        entry.start.parent_key = parent_key;
+                    }
+                }
+            }
             ProcessEventKind::Modify { .. } => {
                 let mut start = (**event).clone();
                 start.kind = ProcessEventKind::Start { existing: false };
+                let known = self.processes.get(&event.pid()).map(|entry| &entry.start);
+                if let Some(known) = known.filter(|known| known.key == start.key) {
+                    start.parent_key = start.parent_key.or(known.parent_key);
+                }
                 self.insert(start);
             }
             ProcessEventKind::Stop(_) => {

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use daemoneye_lib::display::{self, bytes, duration, time};
-use daemoneye_lib::models::control::{CollectorHealth, Digests, Summarised};
+use daemoneye_lib::models::control::{CollectorHealth, Digests, Shed, Summarised};
 use jiff::tz::TimeZone;
 
 use crate::status::{AgentStatus, CollectorStatus, StoreStatus};
@@ -102,9 +102,14 @@ fn health(out: &mut impl Write, health: &CollectorHealth) -> io::Result<()> {
         "  events",
         &format!(
             "{} start, {} stop, {} modify, {} gap; {} modify shed",
-            counts.start, counts.stop, counts.modify, counts.gap, health.shed_modifies_total
+            counts.start, counts.stop, counts.modify, counts.gap, health.shed.modifies_total
         ),
     )?;
+    let Shed { parents_total, argument_tails_total, .. } = health.shed;
+    if parents_total > 0 {
+        let text = format!("{parents_total} parents' keys, {argument_tails_total} argument tails");
+        line(out, "  shed", &text)?;
+    }
     if let Some(digests) = &health.digests {
         let Digests { read_total, cached_total, gone_total, changed_total, .. } = digests;
         let Digests { too_large_total, late_total, unreadable_total, .. } = digests;

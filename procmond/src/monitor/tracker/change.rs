@@ -67,6 +67,12 @@ impl Entry {
     pub(super) fn change(&mut self, facts: &Facts, look: Look) -> Option<Event> {
         let mut changes = Vec::new();
         let known = &mut self.start;
+        // What was cut when it was told is not another when all of it is seen.
+        if let (Some(before), Some(now)) = (&known.argv, &facts.argv)
+            && before.is_cut_from(now)
+        {
+            known.argv.clone_from(&facts.argv);
+        }
         macro_rules! take {
             ($field:ident, $change:ident) => {
                 // What cannot be read now is not known to have changed.

@@ -1,4 +1,5 @@
 use daemoneye_lib::models::process::{Completeness, FieldChange};
+use daemoneye_lib::redaction::RawArgv;
 use proptest::prelude::*;
 
 use super::*;
@@ -311,6 +312,37 @@ fn a_log_without_an_image_is_enough_for_what_it_tells() {
     }
     let events = second.observe(look(1300, vec![alive(1, 0), alive(30, 1200)]));
     assert_eq!(short(&events), ["?20@500.0", "+30@1200.0"]);
+}
+
+/// Under pressure events are logged without their parents' keys and with their arguments cut.
+#[test]
+fn what_the_log_has_in_part_is_found_whole_again_and_is_no_change() {
+    let child = || {
+        let mut child = alive(20, 500);
+        let argv = RawArgv::from_args(["tool", "with", "arguments"]).redact();
+        child.facts.as_mut().unwrap().argv = Some(argv);
+        child
+    };
+    let mut first = new();
+    let logged = first.observe(look(1000, vec![alive(1, 0), child()]));
+    let mut second = new();
+    for event in &logged {
+        let Event::Process(mut event) = event.clone() else { panic!("{event:?}") };
+        event.parent_key = None;
+        event.argv.as_mut().map(|argv| argv.cut(8));
+        second.apply_logged(&Event::Process(event.clone()));
+        event.kind = ProcessEventKind::Modify { changes: Vec::new() };
+        second.apply_logged(&Event::Process(event));
+    }
+    assert_eq!(short(&second.observe(look(1100, vec![alive(1, 0), child()]))), [""; 0]);
+    let stop = second.observe(look(1200, vec![unchanged(1, 0)]));
+    let stop = process(&stop[0]);
+    assert_eq!(stop.parent_key.map(|key| key.pid), Some(1));
+    assert_eq!(stop.argv, process(&logged[1]).argv);
+    let mut other = child();
+    other.facts.as_mut().unwrap().argv = Some(RawArgv::from_args(["tool"]).redact());
+    second.observe(look(1300, vec![child()]));
+    assert_eq!(short(&second.observe(look(1400, vec![other]))), ["~20@500.0"]);
 }
 
 #[test]
