@@ -343,7 +343,7 @@ impl ProcessMonitor {
     async fn observed(&mut self, observation: Observation) -> Result<(), MonitorError> {
         match &observation {
             Observation::Snapshot(_) | Observation::Unchanged { .. } => self.scans_total += 1,
-            Observation::Seen(_) => {}
+            Observation::Seen(_) | Observation::Ended(_) => {}
             Observation::Unseen(unseen) => self.unseen_max_total += unseen.missing,
             Observation::Overrun(overrun) => {
                 warn!(missing = overrun.missing, "the kernel had no room to tell of everything");

@@ -45,6 +45,8 @@ pub enum Observation {
         /// When looking began, in nanoseconds since boot.
         uptime_ns: u64,
     },
+    /// Processes that have ended, and are in no table after this.
+    Ended(Ends),
     /// Processes that may have lived between two looks: at most so many, for threads are counted
     /// with them where nothing tells them apart.
     Unseen(Overrun),
@@ -88,6 +90,32 @@ pub struct ObservedProcess {
     pub facts: Option<Box<Facts>>,
     /// It has ended, and its parent has not noticed yet; or it ended while it was looked at.
     pub ended: Option<Exit>,
+}
+
+/// Ends of processes.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Ends {
+    /// What has seen them.
+    pub source: SourceName,
+    /// Which boot of which machine.
+    pub boot_id: Uuid,
+    /// To be added to nanoseconds since boot for the wall clock's since 1970.
+    pub wall_offset_ns: i64,
+    /// The first one first.
+    pub ends: Vec<End>,
+}
+
+/// The end of one process.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct End {
+    /// Its pid.
+    pub pid: u32,
+    /// When it started, in 10 ms units since boot.
+    pub start_centis: u64,
+    /// When it ended, in nanoseconds since boot.
+    pub at_ns: u64,
+    /// How.
+    pub exit: Exit,
 }
 
 /// Things that happened, in their order.

@@ -2,7 +2,8 @@
 
 #![cfg(target_os = "linux")]
 
-use std::process::{Command, Stdio};
+use std::collections::HashMap;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -101,4 +102,90 @@ fn c1_what_lives_between_two_looks_is_bounded() {
     let mine = watch.starts().filter(|event| event.ppid == Some(me)).count() as u64;
     assert!(mine + watch.unseen() >= LIVES, "{mine} seen, at most {} unseen", watch.unseen());
     assert!(watch.unseen() > 0, "a look every 100 ms sees few of them");
+}
+
+/// Processes that sleep, and are not left behind.
+struct Sleepers(Vec<Child>);
+
+impl Sleepers {
+    fn start(count: usize) -> Self {
+        let sleep =
+            |_| Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().expect("a process");
+        Self((0..count).map(sleep).collect())
+    }
+}
+
+impl Drop for Sleepers {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Kills all of them, half of them reaped at once, and gives the one stop of each.
+fn stops_of_killed(watch: &mut Watch, sleepers: &mut Sleepers) -> HashMap<u32, ProcessEvent> {
+    for (n, child) in sleepers.0.iter_mut().enumerate() {
+        child.kill().expect("an end");
+        if n % 2 == 0 {
+            child.wait().expect("an end");
+        }
+    }
+    let pids: Vec<u32> = sleepers.0.iter().map(Child::id).collect();
+    let is_stop = |event: &&ProcessEvent| {
+        matches!(event.kind, ProcessEventKind::Stop(_)) && pids.contains(&event.pid())
+    };
+    watch.until("every stop", |events| processes(events).filter(is_stop).count() >= pids.len());
+    let stops: HashMap<_, _> =
+        processes(&watch.events).filter(is_stop).map(|stop| (stop.pid(), stop.clone())).collect();
+    assert_eq!(stops.len(), pids.len(), "one stop for each");
+    stops
+}
+
+fn wait_for_starts(watch: &mut Watch, sleepers: &Sleepers) {
+    let pids: Vec<u32> = sleepers.0.iter().map(Child::id).collect();
+    let is_sleeper =
+        |event: &&ProcessEvent| pids.contains(&event.pid()) && event.name == Some("sleep".into());
+    watch.until("every sleeper", |events| {
+        processes(events).filter(is_sleeper).count() >= pids.len()
+    });
+}
+
+/// Without another look: the kernel tells of the end of each process that is known.
+#[test]
+fn c1_the_ends_of_known_processes_are_told_when_they_come() {
+    let mut watch = Watch::begin(Duration::from_millis(50));
+    let mut sleepers = Sleepers::start(300);
+    wait_for_starts(&mut watch, &sleepers);
+    watch.source.as_ref().unwrap().handle.set_interval(Duration::from_secs(3600));
+    let began_ns = daemoneye_lib::stream::wall_clock_ns();
+    let stops = stops_of_killed(&mut watch, &mut sleepers);
+    let now_ns = daemoneye_lib::stream::wall_clock_ns();
+    for (pid, stop) in stops {
+        let ProcessEventKind::Stop(exit) = stop.kind else { panic!("{stop:?}") };
+        assert!((began_ns..=now_ns).contains(&stop.time_ns), "{pid}: {stop:?}");
+        assert!(!stop.inferred);
+        // Of one that was reaped before it was looked at, Linux 6.15 and later say it.
+        assert!(exit.signal.is_none_or(|signal| signal == 9), "{pid}: {exit:?}");
+    }
+}
+
+/// While looks come as often as they can: whoever finds the end first, it is told once.
+#[test]
+fn c1_ends_that_looks_and_the_kernel_tell_of_are_told_once() {
+    let mut watch = Watch::begin(Duration::from_millis(10));
+    for _ in 0..3 {
+        let mut sleepers = Sleepers::start(50);
+        wait_for_starts(&mut watch, &sleepers);
+        stops_of_killed(&mut watch, &mut sleepers);
+    }
+    watch.end();
+    let mut counts = HashMap::new();
+    for event in processes(&watch.events) {
+        if let ProcessEventKind::Stop(_) = event.kind {
+            *counts.entry(event.key).or_insert(0) += 1;
+        }
+    }
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
 }

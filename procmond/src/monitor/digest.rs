@@ -160,6 +160,7 @@ impl Relay {
                 }
             }
             Observation::Unchanged { .. }
+            | Observation::Ended(_)
             | Observation::Unseen(_)
             | Observation::Overrun(_)
             | Observation::Failed(_) => {}

@@ -19,7 +19,9 @@ use daemoneye_lib::models::process::{
 };
 use uuid::Uuid;
 
-use crate::source::{Facts, Missing, Observation, ObservedProcess, Overrun, ProcessTable};
+use crate::source::{
+    End, Ends, Facts, Missing, Observation, ObservedProcess, Overrun, ProcessTable,
+};
 pub use ancestry::{ANCESTORS_MAX, Ancestor, Departed};
 pub use image::{ImageError, TableImage};
 
@@ -259,6 +261,7 @@ impl Tracker {
                 self.past = Past::ThisRun { boot_id, uptime_ns };
                 Vec::new()
             }
+            Observation::Ended(ends) => self.ended(&ends),
             Observation::Overrun(overrun) => vec![overrun_gap(overrun).into()],
             Observation::Unseen(unseen) => vec![unseen_gap(unseen).into()],
             Observation::Failed(_) => Vec::new(),
@@ -338,6 +341,34 @@ impl Tracker {
         events.append(&mut stops);
         self.past = Past::ThisRun { boot_id: look.boot_id, uptime_ns: look.uptime_ns };
         self.ended.forget_before(look.uptime_ns / CENTI_NS);
+        events
+    }
+
+    /// Ends of processes that a look had shown.
+    fn ended(&mut self, ends: &Ends) -> Vec<Event> {
+        let mut events = Vec::with_capacity(ends.ends.len());
+        for &End { pid, start_centis, at_ns, exit } in &ends.ends {
+            let is_it = |entry: &Entry| {
+                (entry.start.key.boot_id, entry.start.key.start_centis)
+                    == (ends.boot_id, start_centis)
+            };
+            if !self.processes.get(&pid).is_some_and(is_it) {
+                continue;
+            }
+            let Some(entry) = self.processes.remove(&pid) else { continue };
+            self.ended.remember(entry.ended(None));
+            let look = Look {
+                boot_id: ends.boot_id,
+                precision: entry.start.key_precision,
+                source: ends.source,
+                time_ns: ends.wall_offset_ns.saturating_add_unsigned(at_ns),
+                uptime_ns: at_ns,
+                is_inferred: false,
+            };
+            if !entry.is_over {
+                events.push(entry.stop(exit, look));
+            }
+        }
         events
     }
 

@@ -1,5 +1,6 @@
 //! Looking at the process table again and again.
 
+use std::fmt;
 use std::sync::mpsc as blocking;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +20,15 @@ pub(super) trait Scan: Send + 'static {
         Ok(vec![Observation::Snapshot(self.scan()?)])
     }
 
+    /// To be called once before the first look: whoever can tells of the ends of processes, by pid
+    /// and nanoseconds since boot, as they come. False from it: nobody listens any more.
+    fn tell_ends(&mut self, _tell: impl Fn(Vec<u32>, u64) -> bool + Send + 'static) {}
+
+    /// Makes of what was told so what somebody who was told of every look is to know.
+    fn ended(&mut self, _pids: &[u32], _at_ns: u64) -> Option<Observation> {
+        None
+    }
+
     /// What is left to tell when nobody will look any more.
     fn end(&mut self) -> Option<Observation> {
         None
@@ -26,9 +36,8 @@ pub(super) trait Scan: Send + 'static {
 }
 
 /// A running source. Dropping it stops the source as well.
-#[derive(Debug)]
 pub struct SourceHandle {
-    control: blocking::Sender<Control>,
+    control: Box<dyn Fn(Control) + Send + Sync>,
 }
 
 #[derive(Debug)]
@@ -37,21 +46,39 @@ pub(super) enum Control {
     Stop,
 }
 
+/// What wakes the thread that looks.
+enum Wake {
+    Control(Control),
+    Ended(Vec<u32>, u64),
+}
+
 impl SourceHandle {
     pub(super) fn new(control: blocking::Sender<Control>) -> Self {
-        Self { control }
+        // A source that has ended says so by closing its channel of observations.
+        Self { control: Box::new(move |order| drop(control.send(order))) }
     }
 
     /// Changes the time between two looks, counted from when the last one began. Means nothing to a
     /// source that is told of what happens.
     pub fn set_interval(&self, interval: Duration) {
-        // A source that has ended says so by closing its channel of observations.
-        let _ = self.control.send(Control::SetInterval(interval));
+        (self.control)(Control::SetInterval(interval));
     }
 
     /// Ends the source after what it is doing. Its channel closes when all it has seen is taken.
     pub fn stop(self) {
-        let _ = self.control.send(Control::Stop);
+        drop(self);
+    }
+}
+
+impl Drop for SourceHandle {
+    fn drop(&mut self) {
+        (self.control)(Control::Stop);
+    }
+}
+
+impl fmt::Debug for SourceHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SourceHandle")
     }
 }
 
@@ -61,7 +88,9 @@ pub(super) fn start(
     mut interval: Duration,
     observations: mpsc::Sender<Observation>,
 ) -> Result<SourceHandle, SourceError> {
-    let (control, orders) = blocking::channel();
+    let (wake, orders) = blocking::channel();
+    let ends = wake.clone();
+    scanner.tell_ends(move |pids, at_ns| ends.send(Wake::Ended(pids, at_ns)).is_ok());
     let look_for_ever = move || loop {
         let began = Instant::now();
         let seen = scanner.look().unwrap_or_else(|error| vec![Observation::Failed(error)]);
@@ -77,8 +106,15 @@ pub(super) fn start(
         loop {
             let wait = next(interval).saturating_duration_since(Instant::now());
             match orders.recv_timeout(wait) {
-                Ok(Control::SetInterval(new)) => interval = new,
-                Ok(Control::Stop) | Err(blocking::RecvTimeoutError::Disconnected) => {
+                Ok(Wake::Control(Control::SetInterval(new))) => interval = new,
+                Ok(Wake::Ended(pids, at_ns)) => {
+                    let ended = scanner.ended(&pids, at_ns);
+                    if ended.is_some_and(|ended| observations.blocking_send(ended).is_err()) {
+                        return;
+                    }
+                }
+                Ok(Wake::Control(Control::Stop))
+                | Err(blocking::RecvTimeoutError::Disconnected) => {
                     // If nobody listens any more, nobody misses it.
                     scanner.end().map(|last| observations.blocking_send(last));
                     return;
@@ -91,7 +127,7 @@ pub(super) fn start(
         .name("procmond-poll".to_owned())
         .spawn(look_for_ever)
         .map_err(|source| SourceError::NoThread { name: SourceName::Poll, source })?;
-    Ok(SourceHandle::new(control))
+    Ok(SourceHandle { control: Box::new(move |order| drop(wake.send(Wake::Control(order)))) })
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@
 mod again;
 mod details;
 mod files;
+mod lives;
 mod stat;
 
 use std::collections::HashMap;
@@ -40,8 +41,9 @@ use daemoneye_lib::stream::wall_clock_ns;
 use uuid::Uuid;
 
 use super::poll::Scan;
-use super::{Facts, ObservedProcess, ProcessTable, SourceError};
+use super::{End, Ends, Facts, Observation, ObservedProcess, ProcessTable, SourceError};
 use files::Files;
+use lives::{Life, Lives, Ran, Reaped};
 use rustix::fs::RawDir;
 pub(super) use stat::TICK_NS;
 use stat::{Ids, Stat};
@@ -63,6 +65,10 @@ pub(super) struct Procfs {
     pause: Box<dyn FnMut() + Send>,
     boot_id: Uuid,
     known: HashMap<u32, Known>,
+    /// Holds those that are known, where there is room.
+    lives: Option<Lives>,
+    /// Ends of held processes that are to be told.
+    ends: Vec<End>,
     /// The number of the look, to find out who is gone.
     round: u64,
     /// When the last look began and when this one did, in seconds since boot.
@@ -81,12 +87,15 @@ struct Known {
     start_ticks: u64,
     /// `None` if what was read did not reach anybody.
     marks: Option<Marks>,
-    /// It had ended when it was told of.
+    /// Its end has been told; of one that is not held, with each table that it is in.
     has_ended: bool,
+    /// When it ended, in nanoseconds since boot, if it did and how is not known yet.
+    ended_ns: Option<u64>,
+    life: Option<Life>,
     threads: u64,
     /// How long it had run before `marks` were read; `None` if that does not say whether it has
     /// changed.
-    ran: Option<[u64; 3]>,
+    ran: Ran,
     round: u64,
 }
 
@@ -160,6 +169,8 @@ impl Procfs {
             pause: Box::new(|| thread::sleep(FORK_PAUSE)),
             boot_id,
             known: HashMap::new(),
+            lives: None,
+            ends: Vec::new(),
             round: 0,
             seconds: [0; 2],
             has_news: false,
@@ -188,31 +199,48 @@ impl Procfs {
 
     /// One process; `None` if it is gone.
     fn look_at(&mut self, pid: u32) -> Result<Option<ObservedProcess>, SourceError> {
+        let (round, is_due) = (self.round, self.is_due(pid));
+        let held = self.known.get(&pid).and_then(|known| known.life.as_ref()).map(Life::ran);
+        if let Some(Err(Reaped)) = held {
+            if let Some(known) = self.known.get(&pid).filter(|known| known.round == round) {
+                // This very look tells of it, and its end follows.
+                return Ok(Some(known.unchanged(pid)));
+            }
+            self.give_up(pid);
+        } else if self.known.get(&pid).is_some_and(|known| known.ended_ns.is_some()) {
+            self.ended(pid, lives::since_boot_ns(), true);
+        }
+        let lives = self.lives.as_ref().filter(|_| !self.known.contains_key(&pid));
+        let life = lives.and_then(|lives| lives.hold(&mut self.files, pid));
         // First, so that whatever changes after this shows the next time.
-        let ran = self.ran(pid)?;
-        let round = self.round;
-        let is_due = self.is_due(pid);
+        let ran = match held {
+            Some(Ok(ran)) => ran,
+            _ => self.ran(pid)?,
+        };
         if let Some(known) = self.known.get_mut(&pid)
-            && ran.is_some()
-            && known.ran == ran
-            && !is_due
+            && (known.is_over() || ran.is_some() && known.ran == ran && !is_due)
         {
             known.round = round;
-            return Ok(Some(known.unchanged(pid)));
+            return Ok((!known.is_over()).then(|| known.unchanged(pid)));
         }
         let stat = match self.stat(pid) {
             Ok(Some(stat)) => stat,
-            Ok(None) => return Ok(None),
+            Ok(None) => return Ok(self.awaited(pid)),
             Err(error) if is_refused(&error) => return Ok(self.hidden(pid)),
             Err(error) => return Err(error),
         };
+        if self.known.get(&pid).is_some_and(|known| known.start_ticks != stat.start_ticks) {
+            // Another has its pid.
+            self.give_up(pid);
+            return self.look_at(pid);
+        }
         let ids = self.ids(pid)?;
-        let group = match self.known.get(&pid) {
-            Some(Known { start_ticks, marks: Some(marks), .. })
-                if *start_ticks == stat.start_ticks && !is_due =>
-            {
-                marks.group
-            }
+        if !self.has_pid(pid, life.as_ref()) {
+            // Of one that is new, nothing is known that is certainly its own.
+            return Ok(self.awaited(pid));
+        }
+        let group = match self.known.get(&pid).and_then(|known| known.marks.as_ref()) {
+            Some(marks) if !is_due => marks.group,
             _ => self.group(pid)?,
         };
         let (name, layout, session) = (stat.name.clone(), stat.layout, stat.session);
@@ -224,15 +252,18 @@ impl Procfs {
             facts: None,
             ended: stat.has_ended.then(|| exit(&stat)),
         };
-        if let Some(known) = self.known.get_mut(&pid)
-            && known.start_ticks == stat.start_ticks
-        {
+        if let Some(known) = self.known.get_mut(&pid) {
             known.round = round;
             known.ran = None;
             self.began += stat.threads.saturating_sub(known.threads);
             known.threads = stat.threads;
-            self.has_news |= stat.has_ended && !known.has_ended;
-            known.has_ended = stat.has_ended;
+            if known.life.is_some() {
+                // Its end is told when it comes.
+                observed.ended = None;
+            } else {
+                self.has_news |= stat.has_ended && !known.has_ended;
+                known.has_ended = stat.has_ended;
+            }
             // Of one that has ended or is about to, nothing can be read any more that was not
             // known better.
             if let Some(told) = &known.marks
@@ -249,7 +280,8 @@ impl Procfs {
         let mut facts = details::read(&dir, &stat, ids, &mut self.buffer)
             .map_err(|(path, source)| unreadable(&path, source))?;
         let mut ran = ran.filter(|_| !stat.has_ended);
-        match self.stat(pid)?.filter(|after| after.start_ticks == stat.start_ticks) {
+        let after = self.stat(pid)?.filter(|after| after.start_ticks == stat.start_ticks);
+        match after.filter(|_| self.has_pid(pid, life.as_ref())) {
             Some(after) if after.has_ended || after.is_leaving(stat.layout) => {
                 // Its arguments may have gone while they were read.
                 if self.known.get(&pid).is_some_and(|known| known.round == round) {
@@ -268,23 +300,83 @@ impl Procfs {
                 ran = None;
             }
         }
+        let before = self.known.remove(&pid);
+        // One of the same tick may have been counted by the kernel before we began.
+        if before.is_none() && stat.start_ticks > self.began_ticks {
+            self.began += stat.threads.max(1);
+        }
+        let life = life.or_else(|| before?.life);
+        // The end of one that is held is told when it comes.
+        observed.ended = observed.ended.filter(|_| life.is_none());
         observed.facts = Some(Box::new(facts));
         self.has_news = true;
         let known = Known {
             start_ticks: stat.start_ticks,
             marks: Some(marks),
             has_ended: observed.ended.is_some(),
+            ended_ns: None,
+            life,
             threads: stat.threads,
             ran,
             round,
         };
-        let before = self.known.insert(pid, known);
-        let is_new = before.is_none_or(|before| before.start_ticks != stat.start_ticks);
-        // One of the same tick may have been counted by the kernel before we began.
-        if is_new && stat.start_ticks > self.began_ticks {
-            self.began += stat.threads.max(1);
-        }
+        self.known.insert(pid, known);
         Ok(Some(observed))
+    }
+
+    /// Whether what stands under the pid is still the life that is held; nothing says that it is
+    /// not, of one that is not held.
+    fn has_pid(&self, pid: u32, life: Option<&Life>) -> bool {
+        life.or_else(|| self.known.get(&pid)?.life.as_ref()).is_none_or(Life::has_pid)
+    }
+
+    /// One that is held and has gone: it is there until its end is told.
+    fn awaited(&mut self, pid: u32) -> Option<ObservedProcess> {
+        let known = self.known.get_mut(&pid).filter(|known| known.life.is_some())?;
+        known.round = self.round;
+        Some(known.unchanged(pid))
+    }
+
+    /// Forgets one whose pid is another's, or free; if it is held, with its end.
+    fn give_up(&mut self, pid: u32) {
+        self.ended(pid, lives::since_boot_ns(), true);
+        self.has_news |= self.known.remove(&pid).is_some_and(|known| known.life.is_none());
+    }
+
+    /// Takes up the end of a process that is held. How it ended is known at once to those who may
+    /// trace it, and to others when it is reaped: that is waited for, until the next look at most.
+    fn ended(&mut self, pid: u32, at_ns: u64, is_final: bool) {
+        let Some(known) = self.known.get(&pid) else { return };
+        let (start_ticks, has_ended) = (known.start_ticks, known.has_ended);
+        // Somebody else may have the pid since this was told.
+        if has_ended || !known.life.as_ref().is_some_and(Life::has_ended) {
+            return;
+        }
+        // What stands under the pid is its own as long as it is not reaped.
+        let stat = self.stat(pid).ok().flatten().filter(|stat| stat.has_ended);
+        let Some(known) = self.known.get_mut(&pid) else { return };
+        let Some(life) = &known.life else { return };
+        let has_pid = life.has_pid();
+        let mut how = stat.filter(|_| has_pid).map(|stat| exit(&stat)).unwrap_or_default();
+        if !has_pid && let Some(told) = life.exit() {
+            how = Exit { cpu_time_ns: how.cpu_time_ns, ..told };
+        }
+        let at_ns = *known.ended_ns.get_or_insert(at_ns);
+        let is_known = how.exit_code.is_some() || how.signal.is_some();
+        if is_known || is_final || !has_pid {
+            known.has_ended = true;
+            self.ends.push(End { pid, start_centis: start_ticks, at_ns, exit: how });
+        } else if let Some(lives) = &self.lives {
+            lives.tell_when_reaped(pid, life);
+        }
+    }
+
+    fn take_ends(&mut self) -> Option<Observation> {
+        let ends = std::mem::take(&mut self.ends);
+        let wall_offset_ns = wall_clock_ns().saturating_sub_unsigned(lives::since_boot_ns());
+        let (source, boot_id) = (SourceName::Poll, self.boot_id);
+        (!ends.is_empty())
+            .then(|| Observation::Ended(Ends { source, boot_id, wall_offset_ns, ends }))
     }
 
     /// Looks again at new processes that still look like their parents, until they do not.
@@ -337,7 +429,7 @@ impl Procfs {
 
     /// How long it has run, waited to run, and how often: nothing of that stays as it was when it
     /// runs. `None` if it is gone, or if the kernel does not count.
-    fn ran(&mut self, pid: u32) -> Result<Option<[u64; 3]>, SourceError> {
+    fn ran(&mut self, pid: u32) -> Result<Ran, SourceError> {
         match self.files.read(pid, "schedstat") {
             Ok(bytes) => Ok(bytes.and_then(stat::parse_ran)),
             Err(error) if is_refused(&error) => Ok(None),
@@ -386,13 +478,16 @@ enum Among {
 impl Procfs {
     /// Looks; afterwards `has_news` says whether anything is not as it was.
     fn look_among(&mut self, among: Among) -> Result<ProcessTable, SourceError> {
+        let began = self.began;
         let looked = self.look_through(among);
         if looked.is_err() {
+            // Those that it found count as unseen, too: that is the more careful account.
+            self.began = began;
             // What was found so far reaches nobody, and is to be told with the next look.
             for known in self.known.values_mut() {
                 known.marks = None;
                 known.ran = None;
-                known.has_ended = false;
+                known.has_ended &= known.life.is_some();
             }
         }
         looked
@@ -446,6 +541,11 @@ impl Procfs {
 }
 
 impl Known {
+    /// It is held, and its end has been told: what is left of it waits to be reaped.
+    fn is_over(&self) -> bool {
+        self.has_ended && self.life.is_some()
+    }
+
     fn unchanged(&self, pid: u32) -> ObservedProcess {
         ObservedProcess {
             pid,

@@ -7,6 +7,7 @@
 
 use daemoneye_lib::stream::wall_clock_ns;
 
+use super::lives::Lives;
 use super::{Among, CHECK_SECONDS, Procfs, stat};
 use crate::source::poll::Scan;
 use crate::source::{Observation, Overrun, ProcessTable, SourceError};
@@ -69,17 +70,30 @@ impl Scan for Again {
             self.listed = before.map(|count| (count, now));
         }
         let Procfs { boot_id, has_news, began, .. } = self.table;
-        let mut seen = vec![if has_news {
+        // First, so that another life of such a pid is news.
+        let mut seen: Vec<Observation> = self.table.take_ends().into_iter().collect();
+        seen.push(if has_news {
             Observation::Snapshot(table)
         } else {
             Observation::Unchanged { boot_id, uptime_ns: table.uptime_ns }
-        }];
+        });
         // After the look: whoever began while it lasted is counted, and seen now or the next time.
         if let (Some(base), Some(count)) = (before, self.forks()?) {
             let unseen = self.unseen.get_or_insert_with(|| Unseen::since(base, began_ns));
             seen.extend(unseen.account(count, began, wall_clock_ns(), now));
         }
         Ok(seen)
+    }
+
+    fn tell_ends(&mut self, tell: impl Fn(Vec<u32>, u64) -> bool + Send + 'static) {
+        self.table.lives = Lives::new(tell);
+    }
+
+    fn ended(&mut self, pids: &[u32], at_ns: u64) -> Option<Observation> {
+        for pid in pids {
+            self.table.ended(*pid, at_ns, false);
+        }
+        self.table.take_ends()
     }
 
     fn end(&mut self) -> Option<Observation> {

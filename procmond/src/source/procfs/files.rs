@@ -53,6 +53,13 @@ impl Files {
         self.read_path()
     }
 
+    /// A file of a process, to be read again and again.
+    pub(super) fn open_of(&mut self, pid: u32, name: &str) -> Result<OwnedFd, Errno> {
+        self.path.clear();
+        let _ = write!(self.path, "{pid}/{name}");
+        open_at(&self.dir, &self.path)
+    }
+
     /// A file of the kernel.
     pub(super) fn read_own(&mut self, name: &str) -> Result<Option<&[u8]>, SourceError> {
         name.clone_into(&mut self.path);
@@ -79,9 +86,13 @@ impl Files {
     }
 }
 
+fn open_at(dir: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(dir, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
 /// Reads a file to its end, and says how many bytes of the buffer that is.
 fn read_at(dir: &OwnedFd, path: &str, buffer: &mut Vec<u8>) -> Result<usize, Errno> {
-    let file = rustix::fs::openat(dir, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let file = open_at(dir, path)?;
     let mut length = 0;
     loop {
         length += rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buffer[length..]))?;

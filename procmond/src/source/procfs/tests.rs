@@ -3,7 +3,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use super::*;
+use crate::monitor::tracker::Tracker;
 use crate::source::Observation;
+use daemoneye_lib::models::event::Event;
+use daemoneye_lib::models::process::{ProcessEvent, ProcessEventKind, ProcessKey};
 
 /// Ends and reaps the process also when an assertion fails.
 struct Running(Child);
@@ -361,6 +364,100 @@ fn what_a_look_found_before_it_failed_is_told_by_the_next() {
         fs::remove_dir(dir.path().join(format!("{pid}/stat"))).unwrap();
     }
     assert_eq!(told(&mut again), (Some(vec![7]), 0));
+}
+
+/// What a look and what came since mean: starts, stops and changes.
+fn events(again: &mut again::Again, tracker: &mut Tracker) -> Vec<ProcessEvent> {
+    let seen = again.look().unwrap();
+    let events = seen.into_iter().flat_map(|observation| tracker.observe(observation));
+    let process = |event| match event {
+        Event::Process(event) => Some(*event),
+        Event::Gap(_) => None,
+    };
+    events.filter_map(process).collect()
+}
+
+/// Lives of one pid, one right after the other, so that many begin in the same 10 ms. What is held
+/// tells them apart, whether its end is told before the next look or found by it.
+#[test]
+fn c2_lives_of_one_pid_in_one_tick_are_told_apart() {
+    const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+    const LIVES: usize = 100;
+    let mut again = procfs().again_and_again();
+    let (sender, ends) = std::sync::mpsc::channel();
+    again.tell_ends(move |pids, at_ns| sender.send((pids, at_ns)).is_ok());
+    let mut tracker = Tracker::new();
+    events(&mut again, &mut tracker);
+    let spawn = |mark: &str| {
+        let mut command = Command::new("/bin/sh");
+        let command = command.args(["-c", "read x", mark]).stdin(std::process::Stdio::piped());
+        Running(command.spawn().unwrap())
+    };
+    let first = spawn("first").0.id();
+    let wanted = (3000..)
+        .map(|further| 1000 + (first + further) % 30_000)
+        .find(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+        .unwrap();
+    if let Err(error) = fs::write(LAST_PID, (wanted - 1).to_string()) {
+        assert!(!rustix::process::getuid().is_root(), "{error}");
+        eprintln!("skipped: {LAST_PID}: {error}");
+        return;
+    }
+    let (mut told, mut count) = (Vec::new(), 0);
+    for n in 0..LIVES * 20 {
+        // Whoever else forks in between may get it.
+        fs::write(LAST_PID, (wanted - 1).to_string()).unwrap();
+        let mark = format!("life-{n}");
+        let child = spawn(&mark);
+        if child.0.id() != wanted {
+            continue;
+        }
+        told.extend(events(&mut again, &mut tracker));
+        drop(child);
+        if n % 2 == 0 {
+            let since = std::time::Instant::now();
+            while tracker.get(wanted).is_some() {
+                assert!(since.elapsed().as_secs() < 30, "the end of {mark} is not told");
+                let Ok((pids, at_ns)) = ends.recv() else { panic!("nothing is told any more") };
+                let ended = again.ended(&pids, at_ns).map(|ended| tracker.observe(ended));
+                told.extend(ended.into_iter().flatten().filter_map(|event| match event {
+                    Event::Process(event) => Some(*event),
+                    Event::Gap(_) => None,
+                }));
+            }
+        }
+        count += 1;
+        if count == LIVES {
+            break;
+        }
+    }
+    told.extend(events(&mut again, &mut tracker));
+    assert_eq!(count, LIVES);
+    let mut lives: HashMap<ProcessKey, Vec<&ProcessEvent>> = HashMap::new();
+    for event in told.iter().filter(|event| event.pid() == wanted) {
+        lives.entry(event.key).or_default().push(event);
+    }
+    // Others may have had the pid, too.
+    assert!(lives.len() >= LIVES, "{} lives", lives.len());
+    let mut marks = std::collections::HashSet::new();
+    for life in lives.values() {
+        let (first, last) = (life[0], life[life.len() - 1]);
+        assert!(matches!(first.kind, ProcessEventKind::Start { existing: false }), "{life:#?}");
+        let ProcessEventKind::Stop(exit) = last.kind else { panic!("{life:#?}") };
+        let mark = |event: &&ProcessEvent| event.argv.as_ref()?.iter().last().map(<[u8]>::to_vec);
+        let mut own: Vec<_> = life.iter().filter_map(mark).collect();
+        own.dedup();
+        // One that was looked at in the midst of exec has no arguments.
+        assert!(own.len() <= 1, "{life:#?}");
+        for mark in own.into_iter().filter(|mark| mark.starts_with(b"life-")) {
+            assert!(marks.insert(mark), "an event of another life: {life:#?}");
+            // Linux 6.15 and later tell it also after it was reaped.
+            assert!(exit.signal.is_none_or(|signal| signal == 9), "{exit:?}");
+        }
+    }
+    assert!(marks.len() > LIVES / 2, "{} lives with their arguments", marks.len());
+    let shared = lives.keys().filter(|key| key.generation > 0).count();
+    eprintln!("{shared} of {LIVES} lives began in the same 10 ms as the one before");
 }
 
 /// The parent 1 and its child 7, both with the memory layout of the parent.
