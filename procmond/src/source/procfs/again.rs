@@ -17,7 +17,7 @@ const TELL_SECONDS: u64 = 60;
 
 /// A process table that is looked at again and again.
 pub(in crate::source) struct Again {
-    table: Procfs,
+    pub(super) table: Procfs,
     /// What the kernel had counted before everything was listed last, and when that was, in
     /// seconds since boot.
     listed: Option<(u64, u64)>,

@@ -8,7 +8,7 @@
 
 use std::io::{PipeWriter, pipe};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -26,8 +26,8 @@ use super::stat;
 
 /// Descriptors that are left to the rest of the program.
 const RESERVED: u64 = 1024;
-/// Processes that are held at most.
-const LIVES_MAX: u64 = 32 * 1024;
+/// Descriptors for processes at most: two for each.
+const DESCRIPTORS_MAX: u64 = 64 * 1024;
 /// Ends that are told together at most.
 const ENDS_AT_ONCE: usize = 256;
 /// Stands for no pid.
@@ -36,10 +36,9 @@ const NOBODY: u64 = u64::MAX;
 /// Processes of which somebody is told when they end.
 pub(super) struct Lives {
     epoll: Arc<OwnedFd>,
-    /// How many may be held.
-    room: usize,
-    /// Counts those that are.
-    held: Arc<()>,
+    /// Descriptors from this number on are for the rest of the program. The kernel gives the lowest
+    /// that is free, so this holds whoever else opens files.
+    end: RawFd,
     /// Closed with this, it ends the thread.
     _open: PipeWriter,
 }
@@ -48,7 +47,6 @@ pub(super) struct Lives {
 pub(super) struct Life {
     pidfd: OwnedFd,
     ran: OwnedFd,
-    _held: Arc<()>,
 }
 
 /// How long a process has run, as [`stat::parse_ran`] has it.
@@ -74,19 +72,16 @@ impl Lives {
             }
         };
         thread::Builder::new().name("procmond-ends".to_owned()).spawn(wait).ok()?;
-        Some(Self { epoll, room: room(), held: Arc::new(()), _open: open })
+        Some(Self { epoll, end: descriptors_end(), _open: open })
     }
 
     /// Holds the process that has this pid now. `None` if it has ended, or there is no room.
     pub(super) fn hold(&self, files: &mut Files, pid: u32) -> Option<Life> {
-        if Arc::strong_count(&self.held) > self.room {
-            return None;
-        }
         let pidfd = pidfd_open(Pid::from_raw(pid.cast_signed())?, PidfdFlags::empty()).ok()?;
         let ran = files.open_of(pid, "schedstat").ok()?;
-        let life = Life { pidfd, ran, _held: Arc::clone(&self.held) };
+        let life = Life { pidfd, ran };
         // One that lives on had the pid all the time, so both are of one life.
-        if life.has_ended() {
+        if life.ran.as_raw_fd() >= self.end || life.has_ended() {
             return None;
         }
         let flags = EventFlags::IN | EventFlags::ONESHOT;
@@ -166,13 +161,13 @@ fn wait_for_ends(epoll: &OwnedFd) -> Option<Vec<u32>> {
     ended.iter().map(|event| u32::try_from(event.data.u64()).ok()).collect()
 }
 
-/// Raises the limit of open files as far as it can be, and says how many processes fit.
-fn room() -> usize {
+/// Raises the limit of open files as far as it can be, and says how many may be for processes.
+fn descriptors_end() -> RawFd {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let lives = (limit - RESERVED.min(limit / 2)) / 2;
-    usize::try_from(lives.min(LIVES_MAX)).unwrap_or(0)
+    let end = (limit - RESERVED.min(limit / 2)).min(DESCRIPTORS_MAX);
+    RawFd::try_from(end).unwrap_or(0)
 }
 
 /// Time asleep included, as the kernel counts when a process began.
@@ -222,12 +217,10 @@ mod tests {
     #[test]
     fn no_more_are_held_than_there_is_room_for() {
         let mut lives = Lives::new(|_, _| true).unwrap();
-        lives.room = 1;
         let mut files = Files::open("/proc".into()).unwrap();
         let me = std::process::id();
-        let first = lives.hold(&mut files, me);
-        assert!(first.is_some() && lives.hold(&mut files, me).is_none());
-        drop(first);
-        assert!(lives.hold(&mut files, me).is_some());
+        let first = lives.hold(&mut files, me).unwrap();
+        lives.end = first.ran.as_raw_fd();
+        assert!(lives.hold(&mut files, me).is_none(), "this would be a higher one");
     }
 }
