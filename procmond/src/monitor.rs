@@ -390,7 +390,9 @@ impl ProcessMonitor {
         let passed_ns = u64::try_from(self.observed_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let now_ns = self.tracker.seen_until_ns().saturating_add(passed_ns);
         for start in self.gate.survivors(&self.tracker, now_ns) {
-            self.recorder.record(&start).await?;
+            if let Some(start) = self.pressure.press(start) {
+                self.recorder.record(&start).await?;
+            }
         }
         self.summary_at = self.gate.owes().then(|| tokio::time::Instant::now() + SUMMARY_EVERY);
         Ok(())

@@ -1,5 +1,5 @@
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -227,8 +227,12 @@ fn a_file_that_changes_while_it_is_read_has_no_digest() {
     let before = identity(&path);
     assert_eq!(digest_as_of(before, &mut buffer), Ok(sum(b"0123456789")));
     // It has grown, and for ever would not be too long to be read.
-    fs::write(&path, "0123456789abc").unwrap();
-    assert_eq!(digest_as_of(before, &mut buffer), Err(Missed::Changed));
+    fs::write(&path, "0123456789".repeat(10)).unwrap();
+    let file = File::open(&path).unwrap();
+    let mut same = file.try_clone().unwrap();
+    assert_eq!(read::digest_of(file, before, &mut buffer), Err(Missed::Changed));
+    let read_to = same.stream_position().unwrap();
+    assert!(read_to < 10 + buffer.len() as u64, "it was read to {read_to}");
     fs::write(&path, "0123").unwrap();
     assert_eq!(digest_as_of(before, &mut buffer), Err(Missed::Changed), "it has shrunk");
     let since = Instant::now();

@@ -195,11 +195,12 @@ fn the_parent_is_what_it_was_when_the_child_began() {
             at_ns: 2 * SECOND + 3,
             what: What::Exited(Exit::default(), facts((6, true, 0))),
         },
-        at(2 * SECOND + 4, 30, What::Executed(facts((9, false, 1)))),
     ]));
     assert_eq!(short(&told), ["~1", "+31", "-1"], "30 is a child of what ran 5");
+    let ran = What::Executed(facts((9, false, 1)));
+    assert_eq!(short(&bench.tell(seen(vec![at(3 * SECOND, 30, ran)]))), [""; 0], "and stays one");
     bench.restart("exclude = [{ parent = '/bin/0' }]");
-    assert_eq!(bench.gate.programs.as_ref().unwrap().len(), 1, "what is known from before");
+    assert_eq!(bench.gate.programs.as_ref().unwrap().len(), 1, "31 was told");
 }
 
 #[test]
