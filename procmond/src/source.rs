@@ -267,7 +267,8 @@ impl From<&std::fs::Metadata> for FileIdentity {
 
 impl Facts {
     /// Nothing known yet.
-    pub(crate) const fn unknown(completeness: Completeness) -> Self {
+    #[must_use]
+    pub const fn unknown(completeness: Completeness) -> Self {
         Self {
             ppid: None,
             name: None,
