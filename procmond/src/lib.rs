@@ -8,6 +8,7 @@ pub mod cli;
 pub mod collector;
 pub mod config;
 pub mod event_bus_connector;
+mod heap;
 pub mod logging;
 pub mod monitor;
 #[cfg(target_os = "linux")]

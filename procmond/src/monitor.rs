@@ -50,6 +50,9 @@ pub const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 /// grown this much: a restart reads the log from there on.
 const SNAPSHOT_AGE: Duration = Duration::from_secs(60);
 const SNAPSHOT_EVENTS: u64 = 50_000;
+/// With so many events at once, as the first look at a large table gives, what they took is given
+/// back: it would stay as large as the table itself.
+pub(crate) const BURST: usize = 1000;
 
 /// How often it is told what was left out in a storm.
 const SUMMARY_EVERY: Duration = Duration::from_secs(1);
@@ -357,11 +360,16 @@ impl ProcessMonitor {
         if self.pressure.is_on() {
             self.pressure.rise(self.connector.backlog_percent());
         }
-        for event in self.tracker.observe(observation) {
+        let events = self.tracker.observe(observation);
+        let is_burst = events.len() >= BURST;
+        for event in events {
             let Some(event) = self.gate.pass(event) else { continue };
             if let Some(event) = self.pressure.press(event) {
                 self.recorder.record(&event).await?;
             }
+        }
+        if is_burst {
+            crate::heap::give_back();
         }
         if self.gate.owes() {
             self.summary_at.get_or_insert_with(|| tokio::time::Instant::now() + SUMMARY_EVERY);
@@ -422,7 +430,14 @@ impl ProcessMonitor {
         let table = self.tracker.encode(|key| self.gate.withholds(key));
         let snapshot = Snapshot { stream, sequence, refused, table };
         let path = self.options.snapshot_path.clone();
-        let saved = tokio::task::spawn_blocking(move || snapshot.save(&path)).await;
+        let saved = tokio::task::spawn_blocking(move || {
+            let saved = snapshot.save(&path);
+            drop(snapshot);
+            // It was a copy of the whole table.
+            crate::heap::give_back();
+            saved
+        });
+        let saved = saved.await;
         match saved {
             Ok(Ok(())) => {
                 log.retain_from(sequence.next());

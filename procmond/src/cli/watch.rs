@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::monitor::tracker::{Ancestor, Departed, Tracker};
-use crate::monitor::{INTERVAL_MAX, INTERVAL_MIN};
+use crate::monitor::{BURST, INTERVAL_MAX, INTERVAL_MIN};
 use crate::shutdown::Signals;
 use crate::source::{Observation, SourceChoice, SourceOptions, Started};
 use line::LineStyle;
@@ -193,6 +193,9 @@ impl<W: Write> Output<W> {
                 continue;
             }
             let events = tracker.observe(observation);
+            if events.len() >= BURST {
+                crate::heap::give_back();
+            }
             if !std::mem::replace(&mut watching, true) {
                 let count = tracker.len();
                 eprintln!("procmond: watching {count} processes {about}; Ctrl-C to stop");

@@ -12,7 +12,6 @@
 //! When the teller is behind, the reader waits, and the ring fills; what finds no room in it is
 //! counted by the kernel's side and told as an overrun.
 
-mod heap;
 mod inventory;
 mod record;
 mod teller;
@@ -104,7 +103,7 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), SourceEr
 fn load(ring_bytes: u32) -> Result<Programs, SourceError> {
     let programs = load_with(&Btf::from_sys_fs().map_err(refused)?, ring_bytes);
     // The kernel's types, tens of MB of small things, are not needed any more.
-    heap::give_back();
+    crate::heap::give_back();
     programs
 }
 

@@ -2,8 +2,8 @@
 
 /// Gives back what the allocator keeps for later. After a burst of small allocations that is most
 /// of what they took.
-pub(super) fn give_back() {
-    #[cfg(target_env = "gnu")]
+pub(crate) fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "nothing safe asks the C library for this")]
     // SAFETY: it takes a number and may be called at any time, from any thread.
     unsafe {
