@@ -106,8 +106,7 @@ impl Entry {
     /// Takes up what it is found to be, whatever program it runs, and tells what changed.
     pub(super) fn found(&mut self, facts: &Facts, look: Look) -> Option<Event> {
         let known = &self.start;
-        // One that is about to end may have left its namespaces.
-        let namespaces = facts.namespaces.filter(|of| of.mnt.is_some()).or(known.namespaces);
+        let namespaces = facts.namespaces.or(known.namespaces);
         let mut differs = namespaces != known.namespaces;
         macro_rules! differs {
             ($($field:ident),*) => {
