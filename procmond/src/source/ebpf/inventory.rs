@@ -150,7 +150,7 @@ impl Inventory {
         }
     }
 
-    fn give_up(&mut self, error: &SourceError) {
+    pub(super) fn give_up(&mut self, error: &SourceError) {
         tracing::warn!(%error, "processes can no longer be passed over in the kernel");
         self.works = false;
         self.known = HashMap::new();
