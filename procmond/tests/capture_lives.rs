@@ -675,6 +675,12 @@ fn c1_what_finds_no_room_is_counted_exactly() {
         let mut small = Watch::with(SourceChoice::Ebpf, options(64 << 10));
         let mut large = Watch::with(SourceChoice::Ebpf, options(32 << 20));
         let first = told_of_by_both(&mut small, &mut large);
+        let mut shell = Actor::enter(Command::new("sh").args(["-c", "read cue; exec cat - x"]));
+        let shell_pid = shell.pid();
+        let runs = |watch: &Watch, name: &str| {
+            watch.known(shell_pid).is_some_and(|known| known.name == Some(name.into()))
+        };
+        small.until("the shell", |watch| runs(watch, "sh"));
         // Nobody takes what the small one observes.
         let mut left = Vec::new();
         for number in 0..floods {
@@ -683,6 +689,9 @@ fn c1_what_finds_no_room_is_counted_exactly() {
                 left.push(Actor::enter(&mut Command::new("cat")));
             }
         }
+        // That a known process runs another program finds no room either.
+        shell.act();
+        large.until("the other program", |watch| runs(watch, "cat"));
         let left_pids: Vec<u32> = left.iter().map(Actor::pid).collect();
         let keys = |watch: &Watch| -> Vec<Option<ProcessKey>> {
             left_pids.iter().map(|pid| watch.known(*pid).map(|known| known.key)).collect()
@@ -695,6 +704,9 @@ fn c1_what_finds_no_room_is_counted_exactly() {
             left_pids.iter().filter(is_cat).count()
         };
         small.until("what they run", |watch| cats(watch) == left_pids.len());
+        let exe = |watch: &Watch| watch.known(shell_pid).and_then(|known| known.exe.clone());
+        let found = exe(&large);
+        small.until("the program that was not told", |watch| exe(watch) == found);
         let (of_small, lost) = tally(&small.told, first, last);
         let (of_large, none) = tally(&large.told, first, last);
         assert_eq!(none, [0; 3], "there was room");
