@@ -96,16 +96,24 @@ pub(crate) struct Struck {
 struct Done {
     nth: u64,
     op: Op,
+    /// The name it was opened under.
     path: PathBuf,
+    /// The name it was given.
+    renamed: Option<PathBuf>,
     fault: Option<Fault>,
     by: Thread,
 }
 
 impl std::fmt::Display for Done {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { nth, op, path, fault, by } = self;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        write!(f, "  {nth} {op:?} of {name} by {}", by.name().unwrap_or("a producer"))?;
+        let Self { nth, op, path, renamed, fault, by } = self;
+        let name =
+            |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        write!(f, "  {nth} {op:?} of {}", name(path))?;
+        if let Some(to) = renamed {
+            write!(f, " to {}", name(to))?;
+        }
+        write!(f, " by {}", by.name().unwrap_or("a producer"))?;
         fault.map_or(Ok(()), |fault| write!(f, ": {fault:?}"))
     }
 }
@@ -593,7 +601,7 @@ impl SimDisk {
         });
         if fault.is_some() || Which::Change.counts(op) {
             let (nth, path, by) = (disk.operations - 1, path.to_owned(), thread::current());
-            disk.trace.push(Done { nth, op, path, fault, by });
+            disk.trace.push(Done { nth, op, path, renamed: None, fault, by });
         }
         if let Some(fault) = fault {
             disk.struck.push(Struck { op, path: path.to_owned(), fault });
@@ -664,6 +672,9 @@ impl Storage for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let (mut disk, _) = self.begin(None, Op::Rename, from)?;
+        if let Some(done) = disk.trace.last_mut() {
+            done.renamed = Some(to.to_owned());
+        }
         let contents = &mut disk.contents;
         let file = contents.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         contents.names.insert(to.to_owned(), file);
@@ -975,6 +986,9 @@ mod tests {
         assert!(lines[0].starts_with("0 Create of a by ") && lines[3].ends_with(": Short(3)"));
         assert!(lines.last().is_some_and(|last| last.starts_with("6 SyncDir of sim by ")));
         assert_eq!(disk.trace(3).lines().count(), 3);
+        disk.kill();
+        disk.rename(&file("a"), &file("b")).unwrap();
+        assert!(disk.trace(u64::MAX).contains("Rename of a to b by "));
     }
 
     #[test]
