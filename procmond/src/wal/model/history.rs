@@ -94,7 +94,11 @@ pub(super) enum How {
 }
 
 pub(super) fn history() -> impl Strategy<Value = History> {
-    let actions = prop::collection::vec(action(), 3..32);
+    let many = 3..32;
+    let actions = prop_oneof![
+        2 => prop::collection::vec(action(), many.clone()),
+        1 => prop::collection::vec(without_room(), many),
+    ];
     (setup(), actions, any::<u64>()).prop_map(|(setup, actions, seed)| History {
         setup,
         actions,
@@ -179,6 +183,35 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
+/// On a disk that is full most of the time, and fails to name files. Drawn from everything, what goes
+/// wrong there took thousands of histories to come about.
+fn without_room() -> impl Strategy<Value = Action> {
+    let how = prop_oneof![Just(How::Each), Just(How::NoWait), Just(How::Awaiting)];
+    let which =
+        prop_oneof![3 => Just(Which::SyncDir), 1 => Just(Which::Name), 1 => Just(Which::Sync)];
+    let kind = prop_oneof![
+        Just(ErrorKind::Other),
+        Just(ErrorKind::StorageFull),
+        Just(ErrorKind::ReadOnlyFilesystem),
+    ];
+    let fails = (which, 0_u32..2, kind).prop_map(|(which, after, kind)| Armed {
+        which,
+        after,
+        fault: Fault::Error(kind),
+    });
+    prop_oneof![
+        9 => (prop::collection::vec(0_u16..1500, 1..6), how)
+            .prop_map(|(lengths, how)| Action::Append(lengths, how)),
+        5 => (0_u8..=100).prop_map(Action::Acknowledge),
+        4 => (0_u16..1000).prop_map(Action::Full),
+        4 => fails.prop_map(Action::Arm),
+        2 => Just(Action::Room),
+        1 => any::<bool>().prop_map(Action::NewStream),
+        1 => Just(Action::Reopen),
+        1 => Just(Action::PowerCut),
+    ]
+}
+
 fn armed() -> impl Strategy<Value = Armed> {
     use Fault::{Error, Interrupted, Lie, PowerCut, Short, ShortThenFull};
     let eio = || Just(Error(ErrorKind::Other));
@@ -195,7 +228,9 @@ fn armed() -> impl Strategy<Value = Armed> {
         1 => (Just(Which::Read), (1_usize..500).prop_map(Short)),
         1 => (Just(Which::Read), Just(Interrupted)),
         1 => (Just(Which::Read), eio()),
-        1 => (Just(Which::SyncDir), eio()),
+        2 => (Just(Which::SyncDir), eio()),
+        1 => (Just(Which::SyncDir), full()),
+        1 => (Just(Which::SyncDir), Just(Error(ErrorKind::ReadOnlyFilesystem))),
         2 => (Just(Which::Name), eio()),
         1 => (Just(Which::Name), full()),
         1 => (Just(Which::Name), Just(Error(ErrorKind::ReadOnlyFilesystem))),
