@@ -67,6 +67,8 @@ pub(super) struct Active {
     pub(super) began: Rotation,
     /// The keeper was asked for the next one.
     pub(super) asked: bool,
+    /// A sync has failed: the next one finds nothing to do, unless all is written again before.
+    pub(super) unsyncable: bool,
 }
 
 impl Active {
@@ -89,6 +91,7 @@ impl Active {
             watermark: label.watermark,
             began: Rotation::now(),
             asked: false,
+            unsyncable: false,
         }
     }
 
@@ -536,11 +539,18 @@ impl Writer {
     /// Makes durable what is written.
     fn sync(&mut self) -> Result<(), Failure> {
         if self.unsynced_since.is_some() {
-            let mut result = self.sync_file();
-            if matches!(&result, Err(failure) if failure.kind == FailureKind::Spoilt) {
-                result = self.write_from_cache();
+            if !self.active.unsyncable {
+                match self.sync_file() {
+                    Err(failure) if failure.kind == FailureKind::Spoilt => {
+                        self.active.unsyncable = true;
+                    }
+                    other => other?,
+                }
             }
-            result?;
+            if self.active.unsyncable {
+                self.write_from_cache()?;
+                self.active.unsyncable = false;
+            }
             self.unsynced_since = None;
             self.synced = self.durable;
             self.group.mark_done();

@@ -59,6 +59,11 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The keeper syncs nothing any more by itself.
+fn until_reserved(disk: &SimDisk) {
+    until("there is a reserve", || disk.trace(u64::MAX).contains("Sync of procmond.reserve"));
+}
+
 fn fail(disk: &SimDisk, which: Which, after: u32) {
     disk.arm(Armed { which, after, fault: Fault::Error(ErrorKind::Other) });
 }
@@ -280,8 +285,7 @@ fn w1_nothing_is_written_behind_a_segment_that_may_have_its_name() {
         for n in 0..12 {
             append(&log, n, 700).unwrap();
         }
-        let reserve = dir.path().join("procmond.reserve");
-        until("there is a reserve", || disk.bytes(&reserve).is_some_and(|it| it.len() == 4096));
+        until_reserved(&disk);
         disk.set_capacity(disk.used_bytes());
         let refused = append(&log, 12, 700);
         assert!(matches!(refused, Err(WalError::DiskFull { .. })), "{refused:?}");
@@ -317,8 +321,10 @@ fn w9_what_a_failed_commit_leaves_is_gone_for_good() {
     let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
     let log = open(&disk, dir.path(), WalOptions { prepare: false, ..quick() });
     append(&log, 0, 500).unwrap();
+    until_reserved(&disk);
     fail(&disk, Which::Sync, 0);
     append(&log, 1, 3000).unwrap();
+    assert_eq!(disk.take_struck().len(), 1);
     let segments = || log.inner.shared.lock().segments.clone();
     until("the rest is cut off", || segments()[0].file_bytes == segments()[0].bytes);
     let needed: u64 = segments().iter().map(|segment| segment.bytes).sum();
@@ -329,5 +335,30 @@ fn w9_what_a_failed_commit_leaves_is_gone_for_good() {
         after.power_cut(luck);
         assert_eq!(log_bytes(&after, dir.path()), needed, "{luck}");
         assert_eq!(read(&open(&after, dir.path(), quick())), [0, 1], "{luck}");
+    }
+}
+
+/// Syncing failed, and so did writing it again in place. The next sync found nothing to do, and what
+/// nothing had written was taken for durable.
+#[test]
+fn w1_a_sync_that_comes_after_a_failed_one_proves_nothing() {
+    let sync = SyncMode::Interval { every: HOUR, bytes: 1 << 20 };
+    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+    let log = open(&disk, dir.path(), WalOptions { sync, prepare: false, ..quick() });
+    for n in 0..4 {
+        append(&log, n, 700).unwrap();
+    }
+    until_reserved(&disk);
+    for _ in 0..2 {
+        fail(&disk, Which::Sync, 0);
+    }
+    assert_eq!(block_on(log.flush()).unwrap(), Sequence(4));
+    assert_eq!(disk.take_struck().len(), 2);
+    let then = disk.snapshot();
+    log.close().unwrap();
+    for luck in 0..12 {
+        let after = then.snapshot();
+        after.power_cut(luck);
+        assert_eq!(read(&open(&after, dir.path(), quick())), [0, 1, 2, 3], "{luck}");
     }
 }
