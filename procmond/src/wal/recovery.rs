@@ -380,14 +380,12 @@ fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
     files.sort();
     let mut segments = Vec::new();
     let mut waiting = Vec::new();
-    let mut changed = false;
     for name in files {
         match name {
             FileName::Segment(number) => segments.push(ask(storage, name.path(dir), number)?),
             FileName::Next(number) => waiting.push(ask(storage, name.path(dir), number)?),
             FileName::Unfinished(_) | FileName::Spare(_) => {
                 unlink(storage, &name.path(dir))?;
-                changed = true;
             }
         }
     }
@@ -396,7 +394,6 @@ fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
     // it replaces goes. Before that it never was.
     let newest = segments.iter().rev().find_map(|segment| segment.label);
     for mut next in waiting {
-        changed = true;
         let of_newest = newest
             .is_some_and(|newest| next.label.is_some_and(|label| label.stream == newest.stream));
         let taken = segments.iter().any(|segment| segment.number == next.number);
@@ -412,18 +409,20 @@ fn settle(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>, WalError> {
         }
     }
     segments.sort_by_key(|segment| segment.number);
-    if changed {
-        storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
-    }
+    let sync = || storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source));
     if let Some(replaced) = newest.and_then(|newest| newest.replaces) {
         let old: Vec<_> = segments
             .extract_if(.., |segment| segment.label.is_some_and(|l| l.stream == replaced))
             .collect();
+        if !old.is_empty() {
+            // A kill may have left the names of the new one to the system's memory.
+            sync()?;
+        }
         for segment in old {
             unlink(storage, &segment.path)?;
         }
     }
-    storage.sync_dir(dir).map_err(|source| WalError::io("sync", dir, source))?;
+    sync()?;
     Ok(segments)
 }
 

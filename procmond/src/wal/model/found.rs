@@ -362,3 +362,28 @@ fn w1_a_sync_that_comes_after_a_failed_one_proves_nothing() {
         assert_eq!(read(&open(&after, dir.path(), quick())), [0, 1, 2, 3], "{luck}");
     }
 }
+
+/// A new stream's first segment had its name and that was not durable yet when the process was killed.
+/// The next opening removed the old stream before it had made it so, and a power cut took the one
+/// stream and kept the removal of the other.
+#[test]
+fn w1_a_new_stream_is_durable_before_the_old_one_goes() {
+    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+    let log = open(&disk, dir.path(), WalOptions { prepare: false, ..quick() });
+    for n in 0..4 {
+        append(&log, n, 700).unwrap();
+    }
+    // The first makes the temporary names durable.
+    disk.arm(Armed { which: Which::SyncDir, after: 1, fault: Fault::PowerCut });
+    assert!(block_on(log.begin_stream(None)).is_err());
+    let _ = log.close();
+    disk.kill();
+    for (lasts, luck) in (0..8).flat_map(|lasts| (0..12).map(move |luck| (lasts, luck))) {
+        let after = disk.snapshot();
+        after.arm(Armed { which: Which::Change, after: lasts, fault: Fault::PowerCut });
+        let opened = WriteAheadLog::open_on(Arc::new(after.clone()), dir.path(), quick());
+        drop(opened);
+        after.power_cut(luck);
+        assert_eq!(read(&open(&after, dir.path(), quick())), [0, 1, 2, 3], "{lasts}, {luck}");
+    }
+}
