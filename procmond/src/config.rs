@@ -202,7 +202,7 @@ impl Config {
                 "monitor.source",
                 "auto",
                 SourceChoice::CHOICES,
-                "What to see processes with: ebpf, or else poll; auto takes the best that works.",
+                "What to see processes with: ebpf, netlink or poll; auto takes the first that works.",
             ),
             see: declare_seeing(loader),
             tell: declare_telling(loader),
@@ -262,7 +262,14 @@ fn declare_seeing(loader: &mut Loader) -> SourceOptions {
         "With ebpf: room in the kernel for what was not read yet, rounded up to a power of two.",
     );
     let ring_bytes = u32::try_from(ring.next_power_of_two()).unwrap_or(1 << 30);
-    SourceOptions { interval, ring_bytes, tick }
+    let socket = loader.bytes(
+        "monitor.socket_bytes",
+        u64::from(default.socket_bytes),
+        64 << 10..=1 << 30,
+        "With netlink: room in the kernel for what was not read yet.",
+    );
+    let socket_bytes = u32::try_from(socket).unwrap_or(1 << 30);
+    SourceOptions { interval, ring_bytes, tick, socket_bytes }
 }
 
 /// What is told of what is seen.

@@ -306,10 +306,8 @@ impl ProcessMonitor {
                     SourceError::NoThread { name: self.options.source.best(), source }
                 })?;
             }
-            if let Some(why_not) = &source.instead {
-                warn!(
-                    "{why_not}; looking at the process table instead, which misses what is short"
-                );
+            for why_not in &source.instead {
+                warn!("{why_not}");
             }
             info!(source = %source.name, interval_ms = interval.as_millis(), "monitoring began");
             self.source = Some(source);

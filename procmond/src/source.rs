@@ -7,12 +7,18 @@
 
 #[cfg(target_os = "linux")]
 mod ebpf;
+#[cfg(target_os = "linux")]
+mod native;
+#[cfg(target_os = "linux")]
+mod netlink;
 mod poll;
 // Compiled for tests on Linux too, so that what other systems use is proved somewhere.
 #[cfg(any(test, not(target_os = "linux")))]
 mod portable;
 #[cfg(target_os = "linux")]
 mod procfs;
+#[cfg(target_os = "linux")]
+mod teller;
 
 use std::fmt;
 use std::io;
@@ -138,6 +144,8 @@ pub struct Happening {
     pub pid: u32,
     /// When it started, in nanoseconds since boot.
     pub start_ns: u64,
+    /// How exactly that is known.
+    pub precision: KeyPrecision,
     /// When this happened, in nanoseconds since boot.
     pub at_ns: u64,
     /// What it was.
@@ -162,6 +170,8 @@ pub enum What {
     Found(Box<Facts>),
     /// It has another name.
     Renamed(ByteString),
+    /// What is among these facts is so now; the others are as they were.
+    Changed(Box<Facts>),
     /// It is in another control group.
     Moved {
         /// The group's path.
@@ -291,6 +301,31 @@ impl Facts {
             completeness,
         }
     }
+
+    /// These, and what is not among them from `others`.
+    pub(crate) fn or(self, others: Self) -> Self {
+        Self {
+            ppid: self.ppid.or(others.ppid),
+            name: self.name.or(others.name),
+            exe: self.exe.or(others.exe),
+            exe_deleted: self.exe_deleted.or(others.exe_deleted),
+            exe_file: self.exe_file.or(others.exe_file),
+            argv: self.argv.or(others.argv),
+            cwd: self.cwd.or(others.cwd),
+            uid: self.uid.or(others.uid),
+            euid: self.euid.or(others.euid),
+            gid: self.gid.or(others.gid),
+            egid: self.egid.or(others.egid),
+            login_uid: self.login_uid.or(others.login_uid),
+            session: self.session.or(others.session),
+            cgroup: self.cgroup.or(others.cgroup),
+            container_id: self.container_id.or(others.container_id),
+            namespaces: self.namespaces.or(others.namespaces),
+            capabilities: self.capabilities.or(others.capabilities),
+            exe_sha256: self.exe_sha256.or(others.exe_sha256),
+            completeness: self.completeness,
+        }
+    }
 }
 
 /// Which source to use.
@@ -301,6 +336,9 @@ pub enum SourceChoice {
     Auto,
     /// Tracepoints in the kernel: sees everything, on Linux and with privileges.
     Ebpf,
+    /// The kernel's process connector: sees every start and end on Linux, and reads the rest from
+    /// `/proc` while it is there.
+    Netlink,
     /// Reading the process table again and again. Sees what lives through a look.
     Poll,
 }
@@ -316,13 +354,20 @@ pub struct SourceOptions {
     /// How long what has happened waits for what else happens, so that it is read together: being
     /// woken is what costs most. None: everything is read at once.
     pub tick: Duration,
+    /// The same room of a source that reads from a socket, in bytes of memory.
+    pub socket_bytes: u32,
 }
 
 impl SourceOptions {
-    /// Looks so far apart; 8 MiB of room, read every 2 ms.
+    /// Looks so far apart; 8 MiB of room, read every 2 ms, or 16 MiB in a socket.
     #[must_use]
     pub const fn every(interval: Duration) -> Self {
-        Self { interval, ring_bytes: 8 << 20, tick: Duration::from_millis(2) }
+        Self {
+            interval,
+            ring_bytes: 8 << 20,
+            tick: Duration::from_millis(2),
+            socket_bytes: 16 << 20,
+        }
     }
 }
 
@@ -331,8 +376,8 @@ impl SourceOptions {
 pub struct Started {
     /// Which one.
     pub name: SourceName,
-    /// Why it is not a better one, if that was tried.
-    pub instead: Option<SourceError>,
+    /// Why it is not a better one: an error for each that was tried, the best first.
+    pub instead: Vec<SourceError>,
     /// Ends it.
     pub handle: SourceHandle,
     /// What it sees.
@@ -341,16 +386,8 @@ pub struct Started {
 
 /// A word that is no source.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum BadSource {
-    /// A source that is not in this version.
-    #[error(
-        "the source {0} is not in this version of procmond; use \"auto\", \"ebpf\" or \"poll\""
-    )]
-    NotYet(&'static str),
-    /// Anything else.
-    #[error("{0:?} is not a source; use \"auto\", \"ebpf\" or \"poll\"")]
-    Unknown(String),
-}
+#[error("{0:?} is not a source; use \"auto\", \"ebpf\", \"netlink\" or \"poll\"")]
+pub struct BadSource(String);
 
 /// Why a source cannot see processes.
 #[derive(Debug, Error)]
@@ -379,6 +416,15 @@ pub enum SourceError {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The kernel's process connector cannot be used.
+    #[error(
+        "processes cannot be seen with netlink: {source}; it needs a kernel with \
+             CONFIG_PROC_EVENTS, no container, and before Linux 6.7 CAP_NET_ADMIN (or root)"
+    )]
+    NoNetlink {
+        /// Why not.
+        source: io::Error,
+    },
     /// The thread could not be started.
     #[error("no thread for the source {name}: {source}; raise the limit of tasks")]
     NoThread {
@@ -391,36 +437,60 @@ pub enum SourceError {
 
 impl SourceChoice {
     /// The words for configuration and flags.
-    pub const CHOICES: &[(&str, Self)] =
-        &[("auto", Self::Auto), ("ebpf", Self::Ebpf), ("poll", Self::Poll)];
+    pub const CHOICES: &[(&str, Self)] = &[
+        ("auto", Self::Auto),
+        ("ebpf", Self::Ebpf),
+        ("netlink", Self::Netlink),
+        ("poll", Self::Poll),
+    ];
+
+    /// What it allows, the best first.
+    #[must_use]
+    pub const fn names(self) -> &'static [SourceName] {
+        match self {
+            Self::Auto => &[SourceName::Ebpf, SourceName::Netlink, SourceName::Poll],
+            Self::Ebpf => &[SourceName::Ebpf],
+            Self::Netlink => &[SourceName::Netlink],
+            Self::Poll => &[SourceName::Poll],
+        }
+    }
 
     /// The best source that the choice allows.
     #[must_use]
     pub const fn best(self) -> SourceName {
-        match self {
-            Self::Auto | Self::Ebpf => SourceName::Ebpf,
-            Self::Poll => SourceName::Poll,
-        }
+        self.names()[0]
     }
 
-    /// Starts it. Processes that are there are observed first; what happens then comes when it
-    /// happens, or an interval apart from a source that has to look.
+    /// Starts the best one that works. Processes that are there are observed first; what happens
+    /// then comes when it happens, or an interval apart from a source that has to look.
     ///
     /// # Errors
-    /// If processes cannot be seen with it at all.
+    /// If processes cannot be seen at all; then why not with the last one.
     pub fn start(self, options: SourceOptions) -> Result<Started, SourceError> {
-        let (sender, observations) = mpsc::channel(OBSERVATIONS);
-        let poll = |sender| poll::start(new_looks()?, options.interval, sender);
-        let (name, handle, instead) = match self {
-            Self::Ebpf => (SourceName::Ebpf, start_ebpf(options, sender)?, None),
-            Self::Poll => (SourceName::Poll, poll(sender)?, None),
-            Self::Auto => match start_ebpf(options, sender.clone()) {
-                Ok(handle) => (SourceName::Ebpf, handle, None),
-                Err(why_not) => (SourceName::Poll, poll(sender)?, Some(why_not)),
-            },
-        };
-        Ok(Started { name, instead, handle, observations })
+        let (last, better) = self.names().split_last().expect("each allows one");
+        let mut instead = Vec::new();
+        for name in better {
+            match start(*name, options) {
+                Ok(started) => return Ok(Started { instead, ..started }),
+                Err(why_not) => instead.push(why_not),
+            }
+        }
+        start(*last, options).map(|started| Started { instead, ..started })
     }
+}
+
+/// Starts a source.
+///
+/// # Errors
+/// If processes cannot be seen with it.
+pub fn start(name: SourceName, options: SourceOptions) -> Result<Started, SourceError> {
+    let (sender, observations) = mpsc::channel(OBSERVATIONS);
+    let handle = match name {
+        SourceName::Ebpf => start_ebpf(options, sender)?,
+        SourceName::Netlink => start_netlink(options, sender)?,
+        SourceName::Poll => poll::start(new_looks()?, options.interval, sender)?,
+    };
+    Ok(Started { name, instead: Vec::new(), handle, observations })
 }
 
 impl fmt::Display for SourceChoice {
@@ -435,11 +505,8 @@ impl FromStr for SourceChoice {
     type Err = BadSource;
 
     fn from_str(word: &str) -> Result<Self, BadSource> {
-        match (word, Self::CHOICES.iter().find(|(choice, _)| *choice == word)) {
-            (_, Some((_, choice))) => Ok(*choice),
-            ("netlink", None) => Err(BadSource::NotYet("netlink")),
-            (other, None) => Err(BadSource::Unknown(other.to_owned())),
-        }
+        let choice = Self::CHOICES.iter().find(|(choice, _)| *choice == word);
+        choice.map(|(_, choice)| *choice).ok_or_else(|| BadSource(word.to_owned()))
     }
 }
 
@@ -462,12 +529,39 @@ pub fn probe_ebpf() -> Result<(), SourceError> {
     Err(no_ebpf())
 }
 
+/// Listens to the process connector for a moment, to find out whether that works, and whether it
+/// also tells what processes used.
+///
+/// # Errors
+/// If processes cannot be seen so.
+pub fn probe_netlink() -> Result<bool, SourceError> {
+    #[cfg(target_os = "linux")]
+    return netlink::probe();
+    #[cfg(not(target_os = "linux"))]
+    Err(no_netlink())
+}
+
 #[cfg(target_os = "linux")]
 use ebpf::start as start_ebpf;
+#[cfg(target_os = "linux")]
+use netlink::start as start_netlink;
 
 #[cfg(not(target_os = "linux"))]
 fn start_ebpf(_: SourceOptions, _: mpsc::Sender<Observation>) -> Result<SourceHandle, SourceError> {
     Err(no_ebpf())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn start_netlink(
+    _: SourceOptions,
+    _: mpsc::Sender<Observation>,
+) -> Result<SourceHandle, SourceError> {
+    Err(no_netlink())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn no_netlink() -> SourceError {
+    SourceError::NoNetlink { source: io::Error::other("this is not Linux") }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -536,11 +630,12 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_is_not_there_is_refused_by_name() {
-        assert_eq!("poll".parse(), Ok(SourceChoice::Poll));
-        assert_eq!("ebpf".parse(), Ok(SourceChoice::Ebpf));
-        let refused = "netlink".parse::<SourceChoice>().unwrap_err().to_string();
-        assert!(refused.contains("netlink is not in this version"), "{refused}");
-        assert!("prayer".parse::<SourceChoice>().is_err());
+    fn every_source_has_a_word_and_no_other_word_is_one() {
+        for (word, choice) in SourceChoice::CHOICES {
+            assert_eq!(word.parse(), Ok(*choice));
+            assert_eq!(&choice.to_string(), word);
+        }
+        let refused = "prayer".parse::<SourceChoice>().unwrap_err().to_string();
+        assert!(refused.contains("\"prayer\" is not a source"), "{refused}");
     }
 }

@@ -130,7 +130,7 @@ impl Watch {
                             Some(Told::Change)
                         }
                         What::Exited(..) => Some(Told::Stop(one.pid)),
-                        What::Found(_) => None,
+                        What::Found(_) | What::Changed(_) => None,
                     }));
                 }
                 _ => {}

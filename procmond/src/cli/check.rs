@@ -76,9 +76,22 @@ fn system(_not_given_up: Vec<String>, _report: &mut Report) {}
 fn sources(report: &mut Report) {
     report.add(match source::probe_ebpf() {
         Ok(()) => Finding::new("source ebpf", Verdict::Good, "works: every process is seen"),
+        Err(error) => Finding::new("source ebpf", Verdict::Limited, format!("{error}")),
+    });
+    report.add(match source::probe_netlink() {
+        Ok(tells_usage) => {
+            let mut detail =
+                "works: every start and end is seen; arguments and paths only of what \
+                              lives long enough to be looked at"
+                    .to_owned();
+            if !tells_usage {
+                detail += "; not what it used (TASKSTATS needs CAP_NET_ADMIN)";
+            }
+            Finding::new("source netlink", Verdict::Good, detail)
+        }
         Err(error) => {
             let detail = format!("{error}. What lives shorter than poll's interval is not seen");
-            Finding::new("source ebpf", Verdict::Limited, detail)
+            Finding::new("source netlink", Verdict::Limited, detail)
         }
     });
     report.add(match source::probe_poll() {

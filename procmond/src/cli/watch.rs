@@ -29,8 +29,8 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// Arguments of `procmond watch`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Lines begin with the time and + (started), - (ended) or ~ (changed). With eBPF every process is \
-seen; what polling cannot see is what lives shorter than the interval. Secrets in arguments are shown as [REDACTED].
+Lines begin with the time and + (started), - (ended) or ~ (changed). With ebpf and netlink every \
+process is seen; what polling cannot see is what lives shorter than the interval. Secrets in arguments are shown as [REDACTED].
 
 With --tree a line says what a process descends from, the oldest first:
   init[1] › sshd[812] › bash[2001] › curl -s https://example.org
@@ -42,7 +42,7 @@ pub struct WatchArgs {
     /// Show what each process descends from
     #[arg(long)]
     tree: bool,
-    /// What to see processes with: auto, ebpf or poll
+    /// What to see processes with: auto, ebpf, netlink or poll
     #[arg(long, value_name = "SOURCE", default_value = "auto", hide_default_value = true)]
     source: SourceChoice,
     /// With poll: seconds between two looks at the process table
@@ -115,7 +115,7 @@ async fn watch(args: &WatchArgs) -> Result<(), WatchError> {
     let began = Instant::now();
     let Started { name, instead, handle, observations } =
         args.source.start(SourceOptions::every(args.interval))?;
-    if let Some(why_not) = instead {
+    for why_not in instead {
         eprintln!("procmond: {}", display::escape(why_not.to_string().as_bytes()));
     }
     let form = if args.json { Form::Json } else { Form::Lines(style()) };

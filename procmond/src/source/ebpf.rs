@@ -1,20 +1,14 @@
 //! What the kernel tells of processes as it happens: tracepoints that write into a ring.
 //!
-//! Two threads. The reader takes records out of the ring and does nothing else, so that it is there
-//! when there is more; the teller makes of them what the monitor takes, and has iterators pass over
-//! all processes: every second for what no tracepoint tells (`setuid`, `setsid`), which goes into
-//! the ring, too; and for everything that is there when the programs are in place, after every
-//! overrun, and every now and then.
-//!
-//! A process most often runs a program right after it was made. The teller holds what happens back
-//! for a few ticks behind a fork that is not followed by that yet, so that both are one start.
-//!
-//! When the teller is behind, the reader waits, and the ring fills; what finds no room in it is
-//! counted by the kernel's side and told as an overrun.
+//! The reader takes records out of the ring and does nothing else, so that it is there when there
+//! is more. The [`Teller`] makes of them what the monitor takes, and has iterators pass over all
+//! processes: every second for what no tracepoint tells (`setuid`, `setsid`), which goes into the
+//! ring, too; and for everything that is there instead of reading the process table. What finds no
+//! room in the ring is counted by the kernel's side.
 
 mod inventory;
 mod record;
-mod teller;
+mod records;
 
 use std::io;
 use std::sync::Arc;
@@ -27,15 +21,15 @@ use aya::maps::{Array, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, EbpfLoader};
 use daemoneye_lib::models::process::SourceName;
-use daemoneye_lib::stream::wall_clock_ns;
 use rustix::event::{PollFd, PollFlags};
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::Timespec;
 use tokio::sync::mpsc;
 
 use super::poll::{Control, SourceHandle};
+use super::teller::{self, Feed, IDLE, Teller, since_boot_ns};
 use super::{Observation, SourceError, SourceOptions};
 use inventory::Inventory;
-use teller::Teller;
+use records::Records;
 
 /// The programs, built from `bpf/capture.bpf.c` by `bpf/build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/capture.bpf.o");
@@ -55,12 +49,9 @@ const PROBE_RING_BYTES: u32 = 64 << 10;
 const CHECKS_MAX: u32 = 100;
 /// Bytes taken out of the ring at once.
 const CHUNK_BYTES: usize = 64 << 10;
-/// Chunks that wait for the teller: the ring is where things wait, and where it is known how many do not.
-const CHUNKS: usize = 4;
-/// How long the reader sleeps at most when there is nothing to read.
-const IDLE: Duration = Duration::from_millis(100);
 /// How long a fork waits for the program that it runs, in ticks.
 const HELD_TICKS: u32 = 4;
+
 /// The programs, in place for as long as this is there.
 struct Programs {
     /// Detaches them when dropped.
@@ -77,27 +68,20 @@ pub(super) fn start(
     let Programs { inventory, ring, lost } = load(options.ring_bytes)?;
     let table = super::new_poll()?;
     let (control, orders) = blocking::channel();
-    let (chunks, taken) = blocking::sync_channel(CHUNKS);
+    let (chunks, taken) = blocking::sync_channel(Records::CHUNKS);
     let drained = Arc::new(AtomicU64::new(0));
     let reader = Reader { ring, tick: options.tick, chunks, drained: Arc::clone(&drained), orders };
     let hold = options.tick * HELD_TICKS;
-    let teller = Teller::new((taken, drained), lost, inventory, table, hold, observations);
-    spawn("procmond-ebpf", move || reader.run())?;
-    spawn("procmond-teller", move || teller.run())?;
+    let records = Records { lost, inventory, page_bytes: rustix::param::page_size() as u64 };
+    let teller = Teller::new(records, table, hold, taken, drained, observations);
+    teller::spawn(SourceName::Ebpf, "procmond-ebpf", move || reader.run())?;
+    teller::spawn(SourceName::Ebpf, "procmond-teller", move || teller.run())?;
     Ok(SourceHandle::new(control))
 }
 
 /// Finds out whether the programs can be put in place.
 pub(super) fn probe() -> Result<(), SourceError> {
     load(PROBE_RING_BYTES).map(drop)
-}
-
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), SourceError> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(run)
-        .map(drop)
-        .map_err(|source| SourceError::NoThread { name: SourceName::Ebpf, source })
 }
 
 fn load(ring_bytes: u32) -> Result<Programs, SourceError> {
@@ -212,16 +196,6 @@ impl Reader {
             }
         }
     }
-}
-
-fn wall_offset_ns() -> i64 {
-    wall_clock_ns().saturating_sub_unsigned(since_boot_ns())
-}
-
-/// Time asleep included, as the kernel counts when a process began.
-fn since_boot_ns() -> u64 {
-    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
-    u64::try_from(tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(tv_nsec).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ use std::thread;
 use std::time::Duration;
 
 use daemoneye_lib::models::ByteString;
-use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision, SourceName};
+use daemoneye_lib::models::process::{Capabilities, Completeness, Exit, KeyPrecision, SourceName};
 use daemoneye_lib::redaction::{RAW_ARGV_BYTES_MAX, RawArgv, RedactedArgv};
 use daemoneye_lib::stream::wall_clock_ns;
 use uuid::Uuid;
@@ -151,6 +151,23 @@ impl Procfs {
             .map_err(|(path, source)| unreadable(&path, source))?;
         // What was read may be another's by now.
         Ok(self.stat(pid)?.filter(is_it).map(|_| facts))
+    }
+
+    /// A process as it is right now, and when it began, in 10 ms units since boot: what goes first
+    /// when it ends is read first. `None` if it is gone, or cannot be looked at.
+    pub(super) fn at_once(&mut self, pid: u32) -> Option<(u64, Facts)> {
+        details::read_at_once(&self.files.path_of(pid), &mut self.buffer).ok()?
+    }
+
+    /// The same with what the list itself says, and whether it has ended; that takes least.
+    pub(super) fn glimpse(&mut self, pid: u32) -> Option<(u64, bool, Facts)> {
+        let stat = self.stat(pid).ok()??;
+        Some((stat.start_ticks, stat.has_ended, first_sight(&stat, None)))
+    }
+
+    /// Its effective capabilities.
+    pub(super) fn capabilities_of(&mut self, pid: u32) -> Option<Capabilities> {
+        self.ids(pid).ok()??.capabilities
     }
 
     pub(super) fn boot_id(&self) -> Uuid {

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use daemoneye_lib::models::process::{Completeness, SourceName};
+use daemoneye_lib::models::process::{Completeness, KeyPrecision, SourceName};
 use daemoneye_lib::stream::wall_clock_ns;
 use sha2::Digest;
 use uuid::Uuid;
@@ -181,6 +181,7 @@ fn a_thousand_short_lives_read_their_program_once() {
             let happening = |n| Happening {
                 pid: NOBODY,
                 start_ns: n,
+                precision: KeyPrecision::Nanosecond,
                 at_ns: batch * 100 + n,
                 what: What::Executed(Box::new(facts.clone())),
             };

@@ -113,7 +113,13 @@ fn short(events: &[ProcessEvent]) -> Vec<String> {
 
 fn at(at_ns: u64, pid: u32, what: What) -> Happening {
     // Each pid lives once here.
-    Happening { pid, start_ns: 1_000_000_000 + u64::from(pid) * 20_000_000, at_ns, what }
+    Happening {
+        pid,
+        start_ns: 1_000_000_000 + u64::from(pid) * 20_000_000,
+        precision: KeyPrecision::Nanosecond,
+        at_ns,
+        what,
+    }
 }
 
 fn forked(forker: u32) -> What {
@@ -169,6 +175,7 @@ fn one_that_runs_another_program_is_judged_again_and_then_its_start_is_told() {
     let told = bench.tell(seen(vec![Happening {
         pid: 2,
         start_ns: 0,
+        precision: KeyPrecision::Nanosecond,
         at_ns: 4 * SECOND,
         what: What::Executed(facts((2, true, 1))),
     }]));
@@ -185,6 +192,7 @@ fn the_parent_is_what_it_was_when_the_child_began() {
         Happening {
             pid: 1,
             start_ns: 0,
+            precision: KeyPrecision::Nanosecond,
             at_ns: 2 * SECOND + 1,
             what: What::Executed(facts((6, true, 0))),
         },
@@ -192,6 +200,7 @@ fn the_parent_is_what_it_was_when_the_child_began() {
         Happening {
             pid: 1,
             start_ns: 0,
+            precision: KeyPrecision::Nanosecond,
             at_ns: 2 * SECOND + 3,
             what: What::Exited(Exit::default(), facts((6, true, 0))),
         },
@@ -240,9 +249,10 @@ fn brief(at_ns: u64, pid: u32) -> [Happening; 2] {
     let facts = || facts((3, false, 1));
     let what = What::Forked { forker: 1, inherits_group: false, facts: facts() };
     let ends = What::Exited(Exit::default(), facts());
+    let precision = KeyPrecision::Nanosecond;
     [
-        Happening { pid, start_ns, at_ns, what },
-        Happening { pid, start_ns, at_ns: at_ns + 1, what: ends },
+        Happening { pid, start_ns, precision, at_ns, what },
+        Happening { pid, start_ns, precision, at_ns: at_ns + 1, what: ends },
     ]
 }
 
@@ -278,8 +288,13 @@ fn c4_of_a_storm_what_is_told_and_what_is_summarised_is_all_of_it() {
     assert!(!bench.gate.owes());
     let exits = What::Exited(Exit::default(), facts((3, false, 1)));
     let start_ns = 2 * SECOND + 500 * 100_000;
-    let told =
-        bench.tell(seen(vec![Happening { pid: 600, start_ns, at_ns: 6 * SECOND, what: exits }]));
+    let told = bench.tell(seen(vec![Happening {
+        pid: 600,
+        start_ns,
+        precision: KeyPrecision::Nanosecond,
+        at_ns: 6 * SECOND,
+        what: exits,
+    }]));
     assert_eq!(short(&told), ["-600"], "its start was told");
     let wanted = Summarised { starts_total: 990, stops_total: 989, modifies_total: 0 };
     assert_eq!((bench.gate.summarised(), bench.gate.excluded()), (wanted, Excluded::default()));
@@ -396,7 +411,8 @@ proptest! {
                         if matches!(what, What::Exited(..)) {
                             lives.remove(&pid);
                         }
-                        happenings.push(Happening { pid, start_ns, at_ns: now, what });
+                        let precision = KeyPrecision::Nanosecond;
+                        happenings.push(Happening { pid, start_ns, precision, at_ns: now, what });
                     }
                     seen(happenings)
                 }

@@ -159,7 +159,7 @@ impl Entry {
         }
     }
 
-    fn event(&self, kind: ProcessEventKind, look: Look) -> Event {
+    pub(super) fn event(&self, kind: ProcessEventKind, look: Look) -> Event {
         ProcessEvent {
             kind,
             time_ns: look.time_ns,

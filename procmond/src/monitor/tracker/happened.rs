@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use daemoneye_lib::models::event::Event;
-use daemoneye_lib::models::process::{Exit, KeyPrecision, ProcessEventKind};
+use daemoneye_lib::models::process::{Completeness, Exit, FieldChange, ProcessEventKind};
 
 use super::{Birth, CENTI_NS, Ended, Entry, Look, Past, Tracker, was_there};
 use crate::source::{Facts, Happening, Happenings, What};
@@ -21,6 +21,8 @@ impl Tracker {
                 programs.entry(happening.life()).or_default().push_back(index);
             }
         }
+        // Where the program of a start stood: what came before it is among its facts.
+        let mut begun: HashMap<Life, usize> = HashMap::new();
         let mut events = Vec::with_capacity(happenings.len());
         let mut happenings: Vec<_> = happenings.into_iter().map(Some).collect();
         for index in 0..happenings.len() {
@@ -28,7 +30,7 @@ impl Tracker {
             let life = happening.life();
             let look = Look {
                 boot_id,
-                precision: KeyPrecision::Nanosecond,
+                precision: happening.precision,
                 source,
                 time_ns: wall_offset_ns.saturating_add_unsigned(happening.at_ns),
                 uptime_ns: happening.at_ns,
@@ -41,23 +43,37 @@ impl Tracker {
                 What::Forked { forker, inherits_group, facts } => {
                     let mut facts = self.inherited(forker, inherits_group, *facts);
                     let program = to_come.and_then(VecDeque::pop_front);
-                    let program = program.and_then(|at| happenings[at].take());
-                    if let Some(What::Executed(program)) = program.map(|program| program.what) {
-                        facts = in_group_of(*program, facts);
+                    let taken = program.and_then(|at| happenings[at].take());
+                    if let (Some(What::Executed(program)), Some(at)) =
+                        (taken.map(|program| program.what), program)
+                    {
+                        if program.completeness != Completeness::EnrichedLate {
+                            begun.insert(life, at);
+                        }
+                        facts = running(*program, facts);
                     }
                     events.push(self.begin(life, &facts, look));
                 }
                 What::Executed(facts) => {
                     to_come.map(VecDeque::pop_front);
                     events.extend(self.meet(life, &facts, look));
-                    events.extend(self.change(life, look, |known| in_group_of(*facts, known)));
+                    events.extend(self.run(life, look, *facts));
                 }
                 // Whoever runs a program is renamed first, and then tells everything.
                 What::Renamed(_) if to_come.is_some_and(|to_come| !to_come.is_empty()) => {}
+                What::Renamed(_) | What::Changed(_)
+                    if begun.get(&life).is_some_and(|at| index < *at) => {}
                 What::Renamed(name) => {
                     events.extend(
                         self.change(life, look, |known| Facts { name: Some(name), ..known }),
                     );
+                }
+                What::Changed(facts) => {
+                    let changed = |known: Facts| {
+                        let completeness = known.completeness;
+                        Facts { completeness, ..facts.or(known) }
+                    };
+                    events.extend(self.change(life, look, changed));
                 }
                 What::Moved { cgroup, container_id } => {
                     let moved = |known| Facts { cgroup: Some(cgroup), container_id, ..known };
@@ -136,10 +152,14 @@ impl Tracker {
     /// What a process has from the one that made it, until it runs a program of its own.
     fn inherited(&self, forker: u32, inherits_group: bool, facts: Facts) -> Facts {
         let Some(forker) = self.processes.get(&forker).map(Entry::facts) else { return facts };
-        let Facts { exe, exe_deleted, exe_sha256, argv, cwd, completeness, .. } = forker;
-        let facts = Facts { exe, exe_deleted, exe_sha256, argv, cwd, completeness, ..facts };
-        let Facts { cgroup, container_id, .. } = forker;
-        if inherits_group { Facts { cgroup, container_id, ..facts } } else { facts }
+        // What was missed of that process is missing here, too.
+        let completeness = match facts.completeness {
+            Completeness::EnrichedLate => Completeness::EnrichedLate,
+            _ => forker.completeness,
+        };
+        let (cgroup, container_id) = (facts.cgroup.clone(), facts.container_id.clone());
+        let facts = Facts { completeness, ..facts.or(forker) };
+        if inherits_group { facts } else { Facts { cgroup, container_id, ..facts } }
     }
 
     fn change(
@@ -151,6 +171,22 @@ impl Tracker {
         let entry = self.told(life, look)?;
         let facts = new(entry.facts());
         entry.change(&facts, look)
+    }
+
+    /// Another program is run. That is told also where it was not seen which.
+    fn run(&mut self, life: Life, look: Look, facts: Facts) -> Option<Event> {
+        let is_unseen = facts.exe.is_none() && facts.argv.is_none();
+        let known = is_unseen.then(|| self.told(life, look).map(|entry| entry.facts())).flatten();
+        let changed = self.change(life, look, |known| running(facts, known));
+        let Some(Facts { exe, argv, .. }) = known else { return changed };
+        let entry = self.told(life, look)?;
+        let mut changes = vec![FieldChange::Exe(exe), FieldChange::Argv(argv)];
+        if let Some(Event::Process(event)) = changed
+            && let ProcessEventKind::Modify { changes: others } = event.kind
+        {
+            changes.extend(others);
+        }
+        Some(entry.event(ProcessEventKind::Modify { changes }, look))
     }
 
     fn end(&mut self, life: Life, exit: Exit, look: Look) -> Option<Event> {
@@ -169,9 +205,25 @@ impl Tracker {
     }
 }
 
-/// Running a program leaves a process in its control group.
-fn in_group_of(facts: Facts, known: Facts) -> Facts {
-    Facts { cgroup: known.cgroup, container_id: known.container_id, ..facts }
+/// Running a program leaves a process what it is but for the program: its control group, and of
+/// one that was looked at too late everything that was not seen.
+fn running(facts: Facts, known: Facts) -> Facts {
+    match facts.completeness {
+        Completeness::EnrichedLate => {
+            let program_is_unknown = Facts {
+                name: None,
+                exe: None,
+                exe_deleted: None,
+                argv: None,
+                capabilities: None,
+                exe_sha256: None,
+                ..known
+            };
+            facts.or(program_is_unknown)
+        }
+        _ if facts.cgroup.is_some() => facts,
+        _ => Facts { cgroup: known.cgroup, container_id: known.container_id, ..facts },
+    }
 }
 
 impl Happening {

@@ -410,7 +410,8 @@ proptest! {
 
 /// Something that happened so many microseconds after the first second since boot.
 fn at(micros: u64, (pid, start_ns): (u32, u64), what: What) -> Happening {
-    Happening { pid, start_ns, at_ns: 1_000_000_000 + micros * 1000, what }
+    let precision = KeyPrecision::Nanosecond;
+    Happening { pid, start_ns, precision, at_ns: 1_000_000_000 + micros * 1000, what }
 }
 
 fn seen(happenings: Vec<Happening>) -> Observation {
@@ -456,6 +457,44 @@ fn told() -> Tracker {
 
 /// A life of pid 30 that began 1.001 s after boot.
 const LIFE: (u32, u64) = (30, 1_001_000_000);
+
+#[test]
+fn a_program_that_was_not_seen_is_a_change_all_the_same() {
+    let mut tracker = told();
+    let first = vec![at(1000, LIFE, forked(20, "p20")), at(1200, LIFE, executed("tool"))];
+    tracker.observe(seen(first));
+    let before = tracker.get(30).unwrap().clone();
+    let late = What::Executed(Box::new(Facts::unknown(Completeness::EnrichedLate)));
+    let events = tracker.observe(seen(vec![at(2000, LIFE, late)]));
+    assert_eq!(short(&events), ["~30@100.0"]);
+    let event = process(&events[0]);
+    let ProcessEventKind::Modify { changes } = &event.kind else { panic!("{event:?}") };
+    assert!(changes.contains(&FieldChange::Exe(Some("/bin/tool".into()))), "{changes:?}");
+    assert_eq!((&event.exe, &event.argv, &event.name), (&None, &None, &None));
+    assert_eq!(
+        (event.uid, event.ppid),
+        (before.uid, before.ppid),
+        "a program changes none of these"
+    );
+    assert_eq!(event.completeness, Completeness::EnrichedLate);
+}
+
+#[test]
+fn what_is_told_of_changes_and_the_rest_stays() {
+    let mut tracker = told();
+    let first = vec![at(1000, LIFE, forked(20, "p20")), at(1200, LIFE, executed("tool"))];
+    tracker.observe(seen(first));
+    let before = tracker.get(30).unwrap().clone();
+    let facts = Facts { uid: Some(77), ..Facts::unknown(Completeness::EnrichedLate) };
+    let events = tracker.observe(seen(vec![at(2000, LIFE, What::Changed(Box::new(facts)))]));
+    let event = process(&events[0]);
+    let changes = vec![FieldChange::Uid(before.uid)];
+    assert_eq!(event.kind, ProcessEventKind::Modify { changes });
+    assert_eq!(
+        (event.uid, &event.exe, event.completeness),
+        (Some(77), &before.exe, before.completeness)
+    );
+}
 
 #[test]
 fn a_fork_and_the_program_it_runs_are_one_start() {

@@ -4,6 +4,8 @@ use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::process::{Capabilities, Completeness, Exit, Namespaces};
 use daemoneye_lib::redaction::RawArgv;
 
+use super::super::native::{take, u32, u64};
+use super::super::teller;
 use crate::source::{Facts, FileIdentity, Missing, exit_of};
 
 const ARGV_CUT: u32 = 1;
@@ -33,6 +35,17 @@ impl Lost {
         let Missing { starts, changes, stops } = missing;
         let more = [starts, changes, stops];
         Self(std::array::from_fn(|sort| self.0[sort].wrapping_add(more[sort] as u32)))
+    }
+}
+
+impl teller::Lost for Lost {
+    fn since(self, told: Self) -> (u64, Option<Missing>) {
+        let missing = Self::since(self, told);
+        (missing.total(), Some(missing))
+    }
+
+    fn or_told(self, told: Self) -> Self {
+        told.and(Self::since(self, told))
     }
 }
 
@@ -246,24 +259,6 @@ fn path(parts: &[u8]) -> ByteString {
         path.extend_from_slice(part);
     }
     ByteString::new(path)
-}
-
-fn u32(bytes: &mut &[u8]) -> Option<u32> {
-    let (first, rest) = bytes.split_first_chunk()?;
-    *bytes = rest;
-    Some(u32::from_ne_bytes(*first))
-}
-
-fn u64(bytes: &mut &[u8]) -> Option<u64> {
-    let (first, rest) = bytes.split_first_chunk()?;
-    *bytes = rest;
-    Some(u64::from_ne_bytes(*first))
-}
-
-fn take<'a>(bytes: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (first, rest) = bytes.split_at_checked(length)?;
-    *bytes = rest;
-    Some(first)
 }
 
 #[cfg(test)]

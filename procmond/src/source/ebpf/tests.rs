@@ -2,6 +2,8 @@ use std::collections::HashSet;
 use std::process::{Child, Command};
 use std::time::Instant;
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::record::{Kind, Record};
 use super::*;
 use crate::source::ObservedProcess;
@@ -119,7 +121,8 @@ fn without_iterators_the_process_table_is_read() {
     let (sender, mut observations) = mpsc::channel(1);
     let (chunks, taken) = blocking::sync_channel(1);
     let drained = Arc::new(AtomicU64::new(0));
-    let teller = Teller::new((taken, drained), lost, inventory, procfs, Duration::ZERO, sender);
+    let records = Records { lost, inventory, page_bytes: 4096 };
+    let teller = Teller::new(records, procfs, Duration::ZERO, taken, drained, sender);
     let teller = thread::spawn(move || teller.run());
     let Some(Observation::Snapshot(table)) = observations.blocking_recv() else { panic!() };
     assert_eq!((table.source, table.is_told), (SourceName::Poll, true));

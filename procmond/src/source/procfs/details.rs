@@ -1,16 +1,17 @@
 //! What is read once about a process: from `cmdline`, `exe`, `cwd`, `loginuid`, `cgroup`, `ns`.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::process::{Completeness, Namespaces};
 use daemoneye_lib::redaction::{RAW_ARGV_BYTES_MAX, RawArgv};
 
-use super::stat::{Ids, Stat};
+use super::stat::{self, Ids, Stat};
 use super::{first_sight, is_exhaustion, is_gone};
 use crate::source::{Facts, FileIdentity};
 
@@ -18,6 +19,8 @@ use crate::source::{Facts, FileIdentity};
 const DELETED: &[u8] = b" (deleted)";
 /// Paths are a page at most; a control group's may be deeper, but no event holds more.
 const PATH_BYTES_MAX: usize = 8192;
+/// More than `stat` and `status` have.
+const STAT_BYTES_MAX: u64 = 64 * 1024;
 
 type ReadError = (PathBuf, io::Error);
 
@@ -43,45 +46,106 @@ pub(super) fn read(
     let mut facts = first_sight(stat, ids);
     // A thread of the kernel has no program, and so nothing is missing.
     if !stat.is_kernel_thread && !stat.has_ended {
-        if let Some(exe) = account.link(dir.join("exe"))? {
-            let path = exe.as_bytes().strip_suffix(DELETED);
-            facts.exe_deleted = Some(path.is_some());
-            facts.exe = Some(path.map_or_else(|| exe.clone(), ByteString::new));
-            // The link leads to the file itself, also when that has no path any more.
-            let metadata = fs::metadata(dir.join("exe")).ok();
-            facts.exe_file = metadata.as_ref().map(FileIdentity::from);
-        }
-        facts.cwd = account.link(dir.join("cwd"))?;
-        if account.file(dir.join("cmdline"), RAW_ARGV_BYTES_MAX as u64 + 1, buffer)? {
-            let argv = RawArgv::from_cmdline(buffer.clone()).redact();
-            account.cut |= argv.is_truncated();
-            facts.argv = Some(argv);
-        }
+        account.program(dir, &mut facts, buffer)?;
     }
     account.gone |= stat.has_ended;
-    if account.file(dir.join("loginuid"), 32, buffer)? {
-        facts.login_uid = parse_login_uid(buffer);
-    }
-    if account.file(dir.join("cgroup"), 64 * 1024, buffer)?
-        && let Some((path, container_id)) = cgroup(buffer)
-    {
-        account.cut |= path.as_bytes().len() == PATH_BYTES_MAX;
-        facts.cgroup = Some(path);
-        facts.container_id = container_id;
-    }
-    facts.namespaces = account.namespaces(&dir.join("ns"))?;
-    // What there is to know of a thread of the kernel is known.
-    account.refused &= !stat.is_kernel_thread;
-    facts.completeness = match account {
-        Account { gone: true, .. } => Completeness::EnrichedLate,
-        Account { refused: true, .. } => Completeness::Partial,
-        Account { cut: true, .. } => Completeness::Truncated,
-        _ => Completeness::Complete,
-    };
+    account.surroundings(dir, &mut facts, buffer)?;
+    facts.completeness = account.completeness(stat);
     Ok(facts)
 }
 
+/// Reads everything, first what goes first when a process ends; and the moment it began, in ticks.
+/// `None` if it is gone.
+///
+/// # Errors
+/// If we are out of files or memory.
+pub(super) fn read_at_once(
+    dir: &Path,
+    buffer: &mut Vec<u8>,
+) -> Result<Option<(u64, Facts)>, ReadError> {
+    let mut account = Account::default();
+    let mut program = Facts::unknown(Completeness::EnrichedLate);
+    account.program(dir, &mut program, buffer)?;
+    if !account.file(dir.join("stat"), STAT_BYTES_MAX, buffer)? {
+        return Ok(None);
+    }
+    let Some(stat) = stat::parse(buffer) else { return Ok(None) };
+    let found = account.file(dir.join("status"), STAT_BYTES_MAX, buffer)?;
+    let ids = found.then(|| stat::parse_ids(buffer)).flatten();
+    let mut facts = first_sight(&stat, ids);
+    // What has ended or is about to has none of these any more; nobody else has no arguments at all.
+    let has_argv = program.argv.as_ref().is_some_and(|argv| argv.iter().next().is_some());
+    account.gone |= !has_argv && !stat.is_kernel_thread;
+    if has_argv {
+        facts.argv = program.argv;
+    }
+    (facts.exe, facts.exe_deleted, facts.cwd) = (program.exe, program.exe_deleted, program.cwd);
+    facts.exe_file = program.exe_file;
+    account.surroundings(dir, &mut facts, buffer)?;
+    facts.completeness = account.completeness(&stat);
+    Ok(Some((stat.start_ticks, facts)))
+}
+
 impl Account {
+    /// Reads what it runs: first what goes first when it ends.
+    fn program(
+        &mut self,
+        dir: &Path,
+        facts: &mut Facts,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), ReadError> {
+        if self.file(dir.join("cmdline"), RAW_ARGV_BYTES_MAX as u64 + 1, buffer)? {
+            let argv = RawArgv::from_cmdline(buffer.clone()).redact();
+            self.cut |= argv.is_truncated();
+            facts.argv = Some(argv);
+        }
+        if let Some(exe) = self.link(dir.join("exe"))? {
+            // The link leads to the file itself, also when that has no path any more.
+            let metadata = fs::metadata(dir.join("exe")).ok();
+            facts.exe_file = metadata.as_ref().map(FileIdentity::from);
+            let before = exe.as_bytes().strip_suffix(DELETED);
+            // It may be called so.
+            let is_its_name = before.is_some() && is_named(&exe, metadata.as_ref());
+            let path = before.filter(|_| !is_its_name);
+            facts.exe_deleted = Some(path.is_some());
+            facts.exe = Some(path.map_or_else(|| exe.clone(), ByteString::new));
+        }
+        facts.cwd = self.link(dir.join("cwd"))?;
+        Ok(())
+    }
+
+    /// Reads where it runs.
+    fn surroundings(
+        &mut self,
+        dir: &Path,
+        facts: &mut Facts,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), ReadError> {
+        if self.file(dir.join("loginuid"), 32, buffer)? {
+            facts.login_uid = parse_login_uid(buffer);
+        }
+        if self.file(dir.join("cgroup"), 64 * 1024, buffer)?
+            && let Some((path, container_id)) = cgroup(buffer)
+        {
+            self.cut |= path.as_bytes().len() == PATH_BYTES_MAX;
+            facts.cgroup = Some(path);
+            facts.container_id = container_id;
+        }
+        facts.namespaces = self.namespaces(&dir.join("ns"))?;
+        Ok(())
+    }
+
+    fn completeness(mut self, stat: &Stat) -> Completeness {
+        // What there is to know of a thread of the kernel is known.
+        self.refused &= !stat.is_kernel_thread;
+        match self {
+            Self { gone: true, .. } => Completeness::EnrichedLate,
+            Self { refused: true, .. } => Completeness::Partial,
+            Self { cut: true, .. } => Completeness::Truncated,
+            _ => Completeness::Complete,
+        }
+    }
+
     fn link(&mut self, path: PathBuf) -> Result<Option<ByteString>, ReadError> {
         match fs::read_link(&path) {
             Ok(target) => Ok(Some(ByteString::new(target.into_os_string().into_vec()))),
@@ -130,6 +194,13 @@ impl Account {
         }
         Ok(())
     }
+}
+
+/// Whether this path leads to this file.
+fn is_named(path: &ByteString, file: Option<&Metadata>) -> bool {
+    let found = fs::metadata(OsStr::from_bytes(path.as_bytes())).ok();
+    let number = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+    found.is_some() && found.as_ref().map(number) == file.map(number)
 }
 
 /// -1 as an unsigned number says that nobody logged in.

@@ -1,77 +1,143 @@
-//! Makes of the kernel's records what the monitor takes.
+//! Telling the monitor what the kernel tells.
+//!
+//! A source that is told of things has two threads. Its reader takes what the kernel tells and
+//! hands it over in chunks, with the moment up to which it has taken everything; the teller makes
+//! of that what the monitor takes, and looks at the process table: once when the source is in
+//! place, after every overrun, and every now and then for what the kernel does not tell.
+//!
+//! A process most often runs a program right after it was made. The teller holds what happens back
+//! for a moment behind a fork that is not followed by that yet, so that both are one start.
+//!
+//! When the teller is behind, the reader waits, and the kernel's room fills; what finds none is
+//! counted there and told as an overrun.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as blocking;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, MapData};
-use daemoneye_lib::models::process::{Completeness, SourceName};
+use daemoneye_lib::models::process::SourceName;
+use daemoneye_lib::stream::wall_clock_ns;
+use rustix::time::{ClockId, Timespec, clock_gettime};
 use tokio::sync::mpsc;
 
-use super::inventory::Inventory;
-use super::record::{Kind, Lost, Record};
-use super::{CHUNKS, IDLE, since_boot_ns, wall_offset_ns};
-use crate::source::poll::Scan;
-use crate::source::procfs::Procfs;
-use crate::source::{Facts, Happening, Happenings, Observation, Overrun, What};
+use super::procfs::Procfs;
+use super::{
+    Happening, Happenings, Missing, Observation, Overrun, ProcessTable, SourceError, What,
+};
 
-/// How often the process table is looked at for what was missed.
+/// How long a reader and the teller sleep at most when there is nothing to do.
+pub(super) const IDLE: Duration = Duration::from_millis(100);
+/// How often the process table is looked at for what the kernel does not tell.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How long after an overrun: there may be more of them.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// How often processes are compared with what was last told of them, for what no tracepoint
-/// tells: users, groups, capabilities, sessions.
+/// How often the kernel is asked for what it tells only then.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// How much longer than a sweep takes there is none.
+/// How much longer than that takes it is left alone.
 const SWEEP_REST: u32 = 20;
 
+/// What a source's reader hands over, and what it means.
+pub(super) trait Feed: Send + 'static {
+    /// The source.
+    const NAME: SourceName;
+    /// What is handed over at once.
+    type Chunk: Send + 'static;
+    /// How many of these wait for the teller; the reader waits beyond that.
+    const CHUNKS: usize;
+
+    /// What a chunk holds, one thing after another.
+    fn unpack(&mut self, chunk: Self::Chunk, table: &mut Procfs) -> Vec<Told<Self::Lost>>;
+
+    /// What is counted that found no room.
+    type Lost: Lost;
+
+    /// How many things have found no room by now; `None` if that cannot be found out.
+    fn lost(&self) -> Option<Self::Lost>;
+
+    /// Looks at the process table.
+    fn look(&mut self, table: &mut Procfs) -> Result<ProcessTable, SourceError>;
+
+    /// Has the kernel tell what it tells only when it is asked.
+    fn sweep(&mut self) {}
+
+    /// Adds to what is told next whatever can be known only then.
+    fn complete(&mut self, _: &mut [Happening], _: &mut Procfs) {}
+}
+
+/// How many things have found no room, in all.
+pub(super) trait Lost: Copy + Default + Send + 'static {
+    /// How many more these are than those told before, and of which sorts, if that is known.
+    fn since(self, told: Self) -> (u64, Option<Missing>);
+
+    /// The more of the two, of each sort.
+    fn or_told(self, told: Self) -> Self;
+}
+
+impl Lost for u64 {
+    fn since(self, told: Self) -> (u64, Option<Missing>) {
+        (self.saturating_sub(told), None)
+    }
+
+    fn or_told(self, told: Self) -> Self {
+        self.max(told)
+    }
+}
+
+/// Something that the kernel told.
+pub(super) struct Told<L> {
+    /// How many things had found no room before this one.
+    pub(super) lost: L,
+    /// When it happened, in nanoseconds since boot.
+    pub(super) at_ns: u64,
+    /// What it was, if it is of interest.
+    pub(super) happening: Option<Happening>,
+}
+
 /// Tells the monitor.
-pub(super) struct Teller {
-    taken: blocking::Receiver<Vec<u8>>,
+pub(super) struct Teller<F: Feed> {
+    feed: F,
+    taken: blocking::Receiver<F::Chunk>,
+    /// Everything that happened before this has been handed over, in nanoseconds since boot.
     drained: Arc<AtomicU64>,
-    lost: Array<MapData, [u32; 3]>,
     /// How many were told to be lost.
-    told_lost: Lost,
+    told_lost: F::Lost,
     /// When the last thing happened that was told, in nanoseconds since boot.
     last_ns: u64,
     observations: mpsc::Sender<Observation>,
-    inventory: Inventory,
     table: Procfs,
-    page_bytes: u64,
     /// How long a fork waits for the program that it runs.
     hold: Duration,
     /// Not told yet.
     pending: Vec<Happening>,
 }
 
-impl Teller {
-    /// Tells, of what the reader hands over, as much as it says to have handed over; a fork waits
-    /// this long for the program that it runs.
+impl<F: Feed> Teller<F> {
+    /// One that tells what `taken` gives, and holds a fork back for as long as `hold` at most.
     pub(super) fn new(
-        (taken, drained): (blocking::Receiver<Vec<u8>>, Arc<AtomicU64>),
-        lost: Array<MapData, [u32; 3]>,
-        inventory: Inventory,
+        feed: F,
         table: Procfs,
         hold: Duration,
+        taken: blocking::Receiver<F::Chunk>,
+        drained: Arc<AtomicU64>,
         observations: mpsc::Sender<Observation>,
     ) -> Self {
         Self {
+            feed,
             taken,
             drained,
-            lost,
-            told_lost: Lost::default(),
+            told_lost: F::Lost::default(),
             last_ns: since_boot_ns(),
             observations,
-            inventory,
             table,
-            page_bytes: rustix::param::page_size() as u64,
             hold,
             pending: Vec::new(),
         }
     }
 
+    /// Tells until the reader has ended or nobody listens any more.
     pub(super) fn run(mut self) {
         // Processes that are there come first. What happens to them meanwhile waits in the ring.
         let Some(()) = self.look(false) else { return };
@@ -81,7 +147,7 @@ impl Teller {
             let most = if self.pending.is_empty() { IDLE } else { self.hold };
             let wait = look_at.min(sweep_at).saturating_duration_since(Instant::now()).min(most);
             let told = match self.taken.recv_timeout(wait) {
-                Ok(chunk) => self.take(&chunk),
+                Ok(chunk) => self.take(chunk),
                 Err(blocking::RecvTimeoutError::Timeout) => self.take_rest(),
                 Err(blocking::RecvTimeoutError::Disconnected) => {
                     // The reader has ended, and the monitor is told whatever it had read.
@@ -103,7 +169,7 @@ impl Teller {
             }
             let now = Instant::now();
             if now >= sweep_at {
-                self.inventory.sweep();
+                self.feed.sweep();
                 sweep_at = Instant::now() + SWEEP_EVERY.max(now.elapsed() * SWEEP_REST);
             }
             if now >= look_at {
@@ -116,8 +182,7 @@ impl Teller {
     /// Looks at the process table. What happened while it was looked at is told first, if asked
     /// for: the table is then older than what is known. `None` if nobody listens any more.
     fn look(&mut self, told_first: bool) -> Option<()> {
-        let listed = self.inventory.list(&mut self.table).transpose();
-        let observation = match listed.unwrap_or_else(|| self.table.scan()) {
+        let observation = match self.feed.look(&mut self.table) {
             Ok(mut table) => {
                 table.is_told = true;
                 Observation::Snapshot(table)
@@ -128,7 +193,7 @@ impl Teller {
         // A reader that has ended hands over nothing any more.
         while told_first && self.drained.load(Ordering::Acquire) < looked_ns {
             match self.taken.recv_timeout(IDLE) {
-                Ok(chunk) => self.take(&chunk).map(drop)?,
+                Ok(chunk) => self.take(chunk).map(drop)?,
                 Err(blocking::RecvTimeoutError::Timeout) => {}
                 Err(blocking::RecvTimeoutError::Disconnected) => break,
             }
@@ -143,29 +208,20 @@ impl Teller {
     /// Takes the chunks that are there, as many as can be, and says whether something had found no room.
     fn take_all(&mut self) -> Option<bool> {
         let mut overrun = false;
-        for _ in 0..CHUNKS {
+        for _ in 0..F::CHUNKS {
             let Ok(chunk) = self.taken.try_recv() else { break };
-            overrun |= self.take(&chunk)?;
+            overrun |= self.take(chunk)?;
         }
         Some(overrun)
     }
 
     /// Takes what a chunk holds, and says whether something had found no room before it.
-    fn take(&mut self, chunk: &[u8]) -> Option<bool> {
+    fn take(&mut self, chunk: F::Chunk) -> Option<bool> {
         let mut overrun = false;
-        let mut rest = chunk;
-        while let Some((length, bytes)) = rest.split_first_chunk() {
-            let length = u32::from_ne_bytes(*length) as usize;
-            let Some((bytes, behind)) = bytes.split_at_checked(length) else { break };
-            rest = behind;
-            let Some(record) = Record::read(bytes) else {
-                tracing::error!(bytes = length, "a record of the kernel's ring cannot be read");
-                continue;
-            };
-            overrun |= self.tell_overrun(record.lost, record.time_ns)?;
-            self.last_ns = self.last_ns.max(record.time_ns);
-            let happening = self.happening(&record);
-            self.pending.extend(happening);
+        for told in self.feed.unpack(chunk, &mut self.table) {
+            overrun |= self.tell_overrun(told.lost, told.at_ns)?;
+            self.last_ns = self.last_ns.max(told.at_ns);
+            self.pending.extend(told.happening);
         }
         Some(overrun)
     }
@@ -173,7 +229,7 @@ impl Teller {
     /// Tells of what found no room and was followed by nothing that did.
     fn take_rest(&mut self) -> Option<bool> {
         let now_ns = since_boot_ns();
-        let lost = self.lost.get(&0, 0).map_or(self.told_lost, Lost);
+        let lost = self.feed.lost().unwrap_or(self.told_lost);
         // What is still in the ring says better when it was.
         let is_read = self.drained.load(Ordering::Acquire) > self.last_ns;
         if is_read { self.tell_overrun(lost, now_ns) } else { Some(false) }
@@ -181,20 +237,20 @@ impl Teller {
 
     /// Tells of what found no room and was not told yet, and says whether there is any. `None` if
     /// nobody listens any more.
-    fn tell_overrun(&mut self, lost: Lost, until_ns: u64) -> Option<bool> {
-        let missing = lost.since(self.told_lost);
-        if missing.total() == 0 {
+    fn tell_overrun(&mut self, lost: F::Lost, until_ns: u64) -> Option<bool> {
+        let (missing, sorts) = lost.since(self.told_lost);
+        if missing == 0 {
             return Some(false);
         }
         self.tell(self.pending.len())?;
         let offset_ns = wall_offset_ns();
         let overrun = Overrun {
-            missing: missing.total(),
-            sorts: Some(missing),
+            missing,
+            sorts,
             since_ns: offset_ns.saturating_add_unsigned(self.last_ns),
             until_ns: offset_ns.saturating_add_unsigned(until_ns),
         };
-        self.told_lost = self.told_lost.and(missing);
+        self.told_lost = lost.or_told(self.told_lost);
         self.last_ns = until_ns;
         self.observations.blocking_send(Observation::Overrun(overrun)).ok().map(|()| true)
     }
@@ -204,72 +260,15 @@ impl Teller {
         if count == 0 {
             return Some(());
         }
+        self.feed.complete(&mut self.pending[..count], &mut self.table);
         let happenings = self.pending.drain(..count).collect();
         let seen = Happenings {
-            source: SourceName::Ebpf,
+            source: F::NAME,
             boot_id: self.table.boot_id(),
             wall_offset_ns: wall_offset_ns(),
             happenings,
         };
         self.observations.blocking_send(Observation::Seen(seen)).ok()
-    }
-
-    fn happening(&mut self, record: &Record<'_>) -> Option<Happening> {
-        let pid = record.pid;
-        let what = match record.kind {
-            Kind::Fork => {
-                self.inventory.take(record);
-                let inherits_group = !record.is_in_other_group();
-                let facts = self.with_group(record);
-                What::Forked { forker: record.forker, inherits_group, facts: Box::new(facts) }
-            }
-            Kind::Exec => {
-                self.inventory.take(record);
-                let mut facts = record.facts();
-                // Of one that is still there all of them can be had.
-                if let Some(beginning) = record.cut_argv()
-                    && let Some(argv) = self.table.argv_of(pid, record.start_ns, beginning)
-                {
-                    let cut = argv.is_truncated() || record.is_path_cut();
-                    facts.completeness =
-                        if cut { Completeness::Truncated } else { Completeness::Complete };
-                    facts.argv = Some(argv);
-                }
-                What::Executed(Box::new(facts))
-            }
-            Kind::Rename => What::Renamed(record.name()),
-            Kind::Move => {
-                // Of one that is gone already, its group is of no interest any more.
-                let (cgroup, container_id) = self.table.cgroup_of(pid)?;
-                What::Moved { cgroup, container_id }
-            }
-            Kind::Look if self.inventory.knows(record) => {
-                What::Found(Box::new(self.with_group(record)))
-            }
-            // What it runs found no room to be told.
-            Kind::Look => {
-                let facts = self.table.facts_of(pid, record.start_ns).ok().flatten()?;
-                self.inventory.take(record);
-                What::Executed(Box::new(facts))
-            }
-            Kind::Exit => {
-                self.inventory.forget(record);
-                What::Exited(record.exit(self.page_bytes), Box::new(record.facts()))
-            }
-        };
-        Some(Happening { pid, start_ns: record.start_ns, at_ns: record.time_ns, what })
-    }
-
-    /// What the record says, with the control group where that is another than was told.
-    fn with_group(&mut self, record: &Record<'_>) -> Facts {
-        let mut facts = record.facts();
-        if record.is_in_other_group()
-            && let Some((cgroup, container_id)) = self.table.cgroup_of(record.pid)
-        {
-            facts.cgroup = Some(cgroup);
-            facts.container_id = container_id;
-        }
-        facts
     }
 }
 
@@ -296,10 +295,34 @@ fn settled(pending: &[Happening], since_ns: u64) -> usize {
     settled
 }
 
+/// Runs a part of a source on a thread of its own.
+pub(super) fn spawn(
+    source: SourceName,
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<(), SourceError> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| SourceError::NoThread { name: source, source: error })
+}
+
+fn wall_offset_ns() -> i64 {
+    wall_clock_ns().saturating_sub_unsigned(since_boot_ns())
+}
+
+/// Time asleep included, as the kernel counts when a process began.
+pub(super) fn since_boot_ns() -> u64 {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
+    u64::try_from(tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(tv_nsec).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
-    use daemoneye_lib::models::process::Exit;
+    use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision};
 
+    use super::super::Facts;
     use super::*;
 
     fn happenings(whats: &[(u32, &str)]) -> Vec<Happening> {
@@ -311,8 +334,14 @@ mod tests {
             other => What::Renamed(other.into()),
         };
         let all = whats.iter().zip(1..);
-        all.map(|(&(pid, word), at_ns)| Happening { pid, start_ns: 7, at_ns, what: what(word) })
-            .collect()
+        all.map(|(&(pid, word), at_ns)| Happening {
+            pid,
+            start_ns: 7,
+            precision: KeyPrecision::Nanosecond,
+            at_ns,
+            what: what(word),
+        })
+        .collect()
     }
 
     #[test]
