@@ -91,7 +91,10 @@ fn another_process_with_the_parents_pid_is_not_the_parent() {
 #[test]
 fn a_table_that_goes_round_in_circles_does_not() {
     let mut tracker = Tracker::new();
-    tracker.observe(look(99, vec![process(1, 0), process(2, 1), process(3, 2), process(4, 3)]));
+    tracker.observe(look(
+        99,
+        vec![process(1, 0), process(2, 1), process(3, 2), process(4, 3), process(5, 4)],
+    ));
     let TableImage { seen_until, mut starts, ended } = tracker.encode(|_| false);
     let key = |pid: u32| starts.iter().find(|start| start.pid() == pid).map(|start| start.key);
     let fourth = key(4);
@@ -106,6 +109,7 @@ fn a_table_that_goes_round_in_circles_does_not() {
     let tracker = Tracker::restore(&TableImage { seen_until, starts, ended });
     assert_eq!(names(&tracker.ancestry(2)), ["p4", "p3"]);
     assert_eq!(names(&tracker.ancestry(3)), ["p2", "p4"]);
+    assert_eq!(names(&tracker.ancestry(5)), ["p4", "p3", "p2"]);
     assert!(tracker.ancestry(1).is_empty());
 }
 
