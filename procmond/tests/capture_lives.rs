@@ -26,7 +26,7 @@ use daemoneye_lib::models::process::{
 use daemoneye_lib::redaction::{ARGV_BYTES_MAX, RedactedArgv};
 use procmond::monitor::tracker::Tracker;
 use procmond::source::{
-    Missing, Observation, SourceChoice, SourceOptions, Started, What, probe_ebpf,
+    Missing, Observation, SourceChoice, SourceOptions, Started, What, probe_ebpf, probe_netlink,
 };
 use tokio::sync::mpsc::error::TryRecvError;
 
@@ -34,14 +34,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The sources that can be used here.
 fn sources() -> Vec<SourceChoice> {
-    match probe_ebpf() {
-        Ok(()) => vec![SourceChoice::Ebpf, SourceChoice::Poll],
-        Err(error) => {
-            assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{error}");
-            eprintln!("skipped with ebpf: {error}");
-            vec![SourceChoice::Poll]
+    let told =
+        [(SourceChoice::Ebpf, probe_ebpf()), (SourceChoice::Netlink, probe_netlink().map(drop))];
+    let mut sources = Vec::new();
+    for (source, probed) in told {
+        match probed {
+            Ok(()) => sources.push(source),
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{error}");
+                eprintln!("skipped with {source}: {error}");
+            }
         }
     }
+    sources.push(SourceChoice::Poll);
+    sources
 }
 
 fn is_root() -> bool {
