@@ -764,7 +764,7 @@ fn run(command: &mut Command) -> u32 {
     pid
 }
 
-/// The smallest program there is: it ends at once. Twenty thousand of it begin in a second.
+/// The smallest program there is: it ends at once.
 #[test]
 fn c1_the_shortest_lives_are_whole() {
     const WORKERS: usize = 4;
