@@ -100,7 +100,9 @@ impl Entry {
         known.exe_sha256 = facts.exe_sha256;
         known.completeness = facts.completeness;
         // The parent stays the one that it was seen with first: a new one only adopted it.
-        (!changes.is_empty()).then(|| self.event(ProcessEventKind::Modify { changes }, look))
+        // Of one that is over, the stop was told, or not even the start.
+        (!changes.is_empty() && !self.is_over)
+            .then(|| self.event(ProcessEventKind::Modify { changes }, look))
     }
 
     /// Takes up what it is found to be, whatever program it runs, and tells what changed.

@@ -677,6 +677,22 @@ fn c1_a_look_that_is_older_than_what_was_told_changes_nothing() {
     assert_eq!(tracker.len(), 3);
 }
 
+/// What the first look found ended is not told of; what it had done just before that was.
+#[test]
+fn c1_of_what_had_ended_before_the_first_look_nothing_is_told() {
+    let mut tracker = new();
+    assert_eq!(
+        short(&tracker.observe(look_of_told(500, vec![alive(1, 0), over(30, 100)]))),
+        ["=1@0.0"]
+    );
+    let events = tracker.observe(seen(vec![
+        at(100, LIFE, executed("tool")),
+        at(200, LIFE, What::Renamed("other".into())),
+        at(300, LIFE, exited(0)),
+    ]));
+    assert_eq!(short(&events), [""; 0]);
+}
+
 #[test]
 fn c1_what_is_told_of_a_process_before_the_first_look_shows_that_it_was_there() {
     let mut tracker = new();
