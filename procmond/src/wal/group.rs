@@ -118,6 +118,12 @@ impl Group {
         Span { from: self.written, upto: self.written + fits }
     }
 
+    /// The next frames up to this sequence, which may be none.
+    pub(crate) fn next_upto(&self, last: Sequence) -> Span {
+        let upto = last.next().since(self.first) as usize;
+        Span { from: self.written, upto: upto.clamp(self.written, self.ends.len()) }
+    }
+
     /// The next frame alone, whatever its length.
     pub(crate) fn next_one(&self) -> Span {
         Span { from: self.written, upto: self.written + 1 }

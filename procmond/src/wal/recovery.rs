@@ -125,11 +125,11 @@ pub(crate) fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, Wa
         rest: Rest::Nothing,
     };
     segment::check_number(dir, label.segment)?;
-    let active = match segment::create(storage, dir, &label) {
+    let active = match segment::create(storage, dir, &label, &[]) {
         Ok((path, file)) => Active::new(file, path, label, 0),
         // Whoever is to drain the log has to open it.
         Err(NotBegun { error: full @ WalError::DiskFull { .. }, .. }) => {
-            reserve::begin_segment(storage, dir, label).map_err(|_| full)?
+            reserve::begin_segment(storage, dir, label, &[]).map_err(|_| full)?
         }
         Err(failed) => return Err(failed.error),
     };

@@ -35,16 +35,17 @@ pub(super) fn make(storage: &dyn Storage, dir: &Path) -> Result<(), WalError> {
     })
 }
 
-/// Begins a segment in it.
+/// Begins a segment with these frames in it.
 pub(super) fn begin_segment(
     storage: &dyn Storage,
     dir: &Path,
     label: Label,
+    frames: &[u8],
 ) -> Result<Active, NotBegun> {
     let reserve = path(dir);
     let file =
         storage.open(&reserve, true).map_err(|source| WalError::io("open", &reserve, source))?;
     let label = Label { rest: Rest::Zeros, ..label };
-    let path = segment::adopt(storage, dir, &label, &*file, &reserve)?;
+    let path = segment::adopt(storage, dir, &label, &*file, &reserve, frames)?;
     Ok(Active::new(file, path, label, BYTES))
 }

@@ -88,15 +88,17 @@ impl From<NotBegun> for WalError {
     }
 }
 
-/// Creates a segment under its final name, durably: whoever finds the name finds a whole header.
+/// Creates a segment with these frames under its final name, durably: whoever finds the name finds
+/// a whole header, and them.
 pub(crate) fn create(
     storage: &dyn Storage,
     dir: &Path,
     label: &Label,
+    frames: &[u8],
 ) -> Result<(PathBuf, Box<dyn StorageFile>), NotBegun> {
     let unfinished = FileName::Unfinished(label.segment).path(dir);
     let path = FileName::Segment(label.segment).path(dir);
-    let made = create_as(storage, &unfinished, label)
+    let made = create_as(storage, &unfinished, label, frames)
         .map_err(NotBegun::from)
         .and_then(|file| name(storage, dir, &unfinished, &path).map(|()| file));
     match made {
@@ -109,7 +111,7 @@ pub(crate) fn create(
     }
 }
 
-/// Makes a prepared file a segment under its final name, durably. After an error the file is good
+/// Makes a prepared file a segment with these frames under its final name, durably. After an error the file is good
 /// for nothing, whether it has its old name or the new one.
 pub(crate) fn adopt(
     storage: &dyn Storage,
@@ -117,9 +119,10 @@ pub(crate) fn adopt(
     label: &Label,
     file: &dyn StorageFile,
     prepared: &Path,
+    frames: &[u8],
 ) -> Result<PathBuf, NotBegun> {
     let path = FileName::Segment(label.segment).path(dir);
-    begin(file, prepared, label)?;
+    begin(file, prepared, label, frames)?;
     name(storage, dir, prepared, &path)?;
     Ok(path)
 }
@@ -180,18 +183,25 @@ pub(crate) fn create_as(
     storage: &dyn Storage,
     path: &Path,
     label: &Label,
+    frames: &[u8],
 ) -> Result<Box<dyn StorageFile>, WalError> {
     let file =
         storage.create(path).map_err(|source| WalError::io("create the segment", path, source))?;
-    begin(&*file, path, label)?;
+    begin(&*file, path, label, frames)?;
     Ok(file)
 }
 
-/// Writes what every segment begins with, durably.
-fn begin(file: &dyn StorageFile, path: &Path, label: &Label) -> Result<(), WalError> {
+/// Writes what every segment begins with, and these frames, durably.
+fn begin(
+    file: &dyn StorageFile,
+    path: &Path,
+    label: &Label,
+    frames: &[u8],
+) -> Result<(), WalError> {
     let mut bytes = label.to_header().to_vec();
     bytes.extend_from_slice(&label.to_control(label.first.prev(), 0, wall_clock_ns()));
     debug_assert_eq!(bytes.len() as u64, EMPTY_BYTES);
+    bytes.extend_from_slice(frames);
     file.write_all_at(&bytes, 0)
         .and_then(|()| file.sync_data())
         .map_err(|source| WalError::io("write the header of", path, source))

@@ -654,10 +654,25 @@ impl Writer {
             rest: spare.as_ref().map_or(Rest::Nothing, |spare| spare.rest),
             ..self.active.label
         };
-        let active = self.begin_segment(label, spare).map_err(|failed| {
+        // What has a receipt and is written again is there when its segment has its name: whoever
+        // finds that looks nowhere else for it.
+        let again = self.group.next_upto(self.durable);
+        let frames = match self.group.is_empty(again) {
+            true => Vec::new(),
+            false => self.group.bytes_of(again, label.salt).to_vec(),
+        };
+        let mut active = self.begin_segment(label, spare, &frames).map_err(|failed| {
             self.abandoned |= failed.perhaps_named;
             Failure::from(failed.error)
         })?;
+        if !frames.is_empty() {
+            active.offset += frames.len() as u64;
+            active.last = self.group.last_of(again);
+            active.sealed = false;
+            self.group.mark_written(again);
+            self.group.mark_done();
+            self.synced = self.durable;
+        }
         let left = std::mem::replace(&mut self.active, active);
         // What failed may stand there.
         let left_bytes = if self.abandoned { left.file.len().ok() } else { None };
@@ -702,7 +717,12 @@ impl Writer {
         None
     }
 
-    fn begin_segment(&mut self, label: Label, spare: Option<Spare>) -> Result<Active, NotBegun> {
+    fn begin_segment(
+        &mut self,
+        label: Label,
+        spare: Option<Spare>,
+        frames: &[u8],
+    ) -> Result<Active, NotBegun> {
         let dir = &self.shared.dir;
         let storage = &*self.storage;
         if let Some(lock) = &self.lock {
@@ -710,13 +730,13 @@ impl Writer {
         }
         segment::check_number(dir, label.segment)?;
         match spare {
-            None => match segment::create(storage, dir, &label) {
+            None => match segment::create(storage, dir, &label, frames) {
                 Ok((path, file)) => Ok(Active::new(file, path, label, 0)),
                 Err(NotBegun { error: full @ WalError::DiskFull { .. }, perhaps_named })
                     if self.from_reserve =>
                 {
                     self.desk.used_reserve();
-                    reserve::begin_segment(storage, dir, label).map_err(|failed| NotBegun {
+                    reserve::begin_segment(storage, dir, label, frames).map_err(|failed| NotBegun {
                         error: full,
                         perhaps_named: perhaps_named || failed.perhaps_named,
                     })
@@ -724,7 +744,7 @@ impl Writer {
                 Err(error) => Err(error),
             },
             Some(Spare { file, path, bytes, .. }) => {
-                let adopted = segment::adopt(storage, dir, &label, &*file, &path);
+                let adopted = segment::adopt(storage, dir, &label, &*file, &path, frames);
                 if adopted.is_err() {
                     self.desk.discard(path);
                 }

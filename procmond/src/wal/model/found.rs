@@ -387,3 +387,24 @@ fn w1_a_new_stream_is_durable_before_the_old_one_goes() {
         assert_eq!(read(&open(&after, dir.path(), quick())), [0, 1, 2, 3], "{lasts}, {luck}");
     }
 }
+
+/// What could not be synced goes into a fresh segment. Killed when that had its name and before the
+/// records were in it, the log ended before them: they had receipts that promise to survive a kill.
+#[test]
+fn w1_records_written_again_are_there_when_their_segment_has_its_name() {
+    let sync = SyncMode::Interval { every: HOUR, bytes: 1 << 20 };
+    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+    let log = open(&disk, dir.path(), WalOptions { sync, prepare: false, ..quick() });
+    for n in 0..4 {
+        append(&log, n, 700).unwrap();
+    }
+    until_reserved(&disk);
+    for _ in 0..3 {
+        fail(&disk, Which::Sync, 0);
+    }
+    disk.arm(Armed { which: Which::SyncDir, after: 0, fault: Fault::PowerCut });
+    assert!(block_on(log.flush()).is_err());
+    let _ = log.close();
+    disk.kill();
+    assert_eq!(read(&open(&disk, dir.path(), quick())), [0, 1, 2, 3]);
+}

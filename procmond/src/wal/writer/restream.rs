@@ -185,7 +185,7 @@ struct Copy<'a> {
 impl<'a> Copy<'a> {
     fn begin(storage: &'a dyn Storage, shared: &'a Shared, label: Label) -> Result<Self, WalError> {
         let path = FileName::Next(label.segment).path(&shared.dir);
-        let file = segment::create_as(storage, &path, &label)?;
+        let file = segment::create_as(storage, &path, &label, &[])?;
         let active = Active::new(file, path, label, 0);
         let segments = VecDeque::from([active.entry()]);
         let last = label.first.prev();
@@ -230,7 +230,7 @@ impl<'a> Copy<'a> {
                 ..self.active.label
             };
             let path = FileName::Next(label.segment).path(&self.shared.dir);
-            let file = segment::create_as(self.storage, &path, &label)?;
+            let file = segment::create_as(self.storage, &path, &label, &[])?;
             self.active = Active::new(file, path, label, 0);
             self.segments.push_back(self.active.entry());
         }
