@@ -182,7 +182,8 @@ impl EventBusConnector {
         self.shared.health()
     }
 
-    /// What is not committed yet in percent of the window; beyond 100 it lies in the log only.
+    /// What is not committed yet, without what the log puts around it, in percent of the log's disk
+    /// budget.
     #[must_use]
     pub fn backlog_percent(&self) -> u64 {
         self.shared.backlog_percent()

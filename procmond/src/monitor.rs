@@ -327,7 +327,7 @@ impl ProcessMonitor {
             BackpressureSignal::Engage { level } => {
                 warn!(
                     level,
-                    "delivery has fallen behind: looking less often, telling less of each event"
+                    "delivery has fallen behind: looking less often, and telling less when the log fills"
                 );
             }
             BackpressureSignal::Release { level } => {

@@ -659,6 +659,12 @@ impl WriteAheadLog {
         }
     }
 
+    /// The most that the log takes on the disk, as it was opened with.
+    #[must_use]
+    pub fn disk_budget_bytes(&self) -> u64 {
+        self.inner.shared.options.disk_budget_bytes
+    }
+
     /// The stream.
     #[must_use]
     pub fn stream(&self) -> StreamId {

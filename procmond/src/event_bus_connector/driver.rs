@@ -26,7 +26,6 @@ use crate::wal::{Receipt, WalError, WriteAheadLog};
 pub(super) struct Shared {
     pub(super) log: WriteAheadLog,
     pub(super) tail: Tail,
-    window_bytes_max: u64,
     health: Mutex<ConnectorHealth>,
 }
 
@@ -44,12 +43,12 @@ impl Shared {
             acked: log.watermark(),
         };
         let tail = Tail::new(window_bytes_max, log.last());
-        Self { log, tail, window_bytes_max, health: Mutex::new(health) }
+        Self { log, tail, health: Mutex::new(health) }
     }
 
-    /// The backlog in percent of the window.
+    /// The backlog in percent of the log's disk budget.
     pub(super) fn backlog_percent(&self) -> u64 {
-        self.lock().backlog_bytes.saturating_mul(100) / self.window_bytes_max.max(1)
+        self.lock().backlog_bytes.saturating_mul(100) / self.log.disk_budget_bytes().max(1)
     }
 
     pub(super) fn health(&self) -> ConnectorHealth {

@@ -1,6 +1,7 @@
 //! What gives way when delivery has fallen behind.
 //!
-//! In this order, as the backlog grows: the parents' keys, which the store can work out again;
+//! What cannot be delivered waits in the log, and it is the log's room that runs out: as long as
+//! there is enough of it, everything is told. Then, in this order, as the backlog grows: the parents' keys, which the store can work out again;
 //! the tails of long arguments; then most modify events. Starts and stops are told whatever comes.
 //! What has given way stays so until delivery has caught up.
 
@@ -14,11 +15,13 @@ use daemoneye_lib::stream::wall_clock_ns;
 
 use crate::event_bus_connector::BackpressureSignal;
 
-/// From this backlog on, in percent of the window, arguments are cut. Parents' keys are left out
-/// as soon as there is pressure, which is from 70 on.
-const CUT_FROM: u64 = 85;
-/// From this backlog on modify events are left out: the window is full.
-const THIN_FROM: u64 = 100;
+/// From this backlog on, in percent of the log's disk budget, parents' keys are left out.
+const PARENTS_FROM: u64 = 50;
+/// From this backlog on arguments are cut.
+const CUT_FROM: u64 = 70;
+/// From this backlog on modify events are left out. At 100 and a little less, as records take more
+/// room than what they hold, the log refuses all.
+const THIN_FROM: u64 = 85;
 /// What is left of arguments.
 const ARGV_BYTES: usize = 256;
 /// One modify event in this many is kept.
@@ -34,7 +37,7 @@ pub(super) struct Pressure {
 #[derive(Debug)]
 struct Episode {
     since_ns: i64,
-    /// The highest backlog so far, in percent of the window.
+    /// The highest backlog so far, in percent of the log's disk budget.
     level: u64,
     modifies: u64,
     shed: Shed,
@@ -54,10 +57,10 @@ impl Pressure {
     /// Takes a signal; when pressure ends, gives the account of what was left out, if anything was.
     pub(super) fn signal(&mut self, signal: BackpressureSignal) -> Option<GapEvent> {
         match signal {
-            BackpressureSignal::Engage { level } => {
+            BackpressureSignal::Engage { .. } => {
                 self.episode.get_or_insert_with(|| Episode {
                     since_ns: wall_clock_ns(),
-                    level: level.into(),
+                    level: 0,
                     modifies: 0,
                     shed: Shed::default(),
                 });
@@ -67,7 +70,7 @@ impl Pressure {
         }
     }
 
-    /// Takes the backlog, in percent of the window. A lower one than before changes nothing.
+    /// Takes the backlog, in percent of the log's disk budget. A lower one than before changes nothing.
     pub(super) fn rise(&mut self, level: u64) {
         if let Some(episode) = &mut self.episode {
             episode.level = episode.level.max(level);
@@ -106,7 +109,7 @@ impl Pressure {
                 return None;
             }
         }
-        if process.parent_key.take().is_some() {
+        if episode.level >= PARENTS_FROM && process.parent_key.take().is_some() {
             episode.shed.parents_total += 1;
             self.total.parents_total += 1;
         }
@@ -172,6 +175,7 @@ mod tests {
         let before = wall_clock_ns();
         let mut pressure = Pressure::default();
         assert_eq!(pressure.signal(ENGAGE), None);
+        pressure.rise(100);
         let [start, _, stop] = life();
         let gap = GapEvent {
             reason: GapReason::LogFull,
@@ -212,6 +216,7 @@ mod tests {
         let mut pressure = Pressure::default();
         for (modify_count, missing) in [(4, Some(3)), (1, None), (0, None), (9, Some(6))] {
             pressure.signal(ENGAGE);
+            pressure.rise(100);
             modifies(&mut pressure, modify_count);
             assert_eq!(pressure.end().and_then(|gap| gap.missing), missing);
         }
@@ -244,14 +249,16 @@ mod tests {
         let modify =
             long(ProcessEventKind::Modify { changes: vec![FieldChange::Argv(Some(before))] });
         let mut pressure = Pressure::default();
-        pressure.signal(BackpressureSignal::Engage { level: 71 });
+        pressure.signal(ENGAGE);
+        // The window is full, and the log is not.
+        pressure.rise(49);
+        assert_eq!(pressure.press(start.clone()), Some(start.clone()));
         let mut sizes = Vec::new();
-        for (level, cut, modifies) in
-            [(71, false, 4), (84, false, 4), (85, true, 4), (100, true, 1)]
+        for (level, cut, modifies) in [(50, false, 4), (69, false, 4), (70, true, 4), (85, true, 1)]
         {
             pressure.rise(level);
             // It does not rise again for what has sunk meanwhile.
-            pressure.rise(60);
+            pressure.rise(40);
             let completeness = if cut { Completeness::Truncated } else { Completeness::Complete };
             for event in [&start, &stop] {
                 let left = pressure.press(event.clone());

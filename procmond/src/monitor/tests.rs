@@ -286,6 +286,7 @@ async fn c4_what_is_shed_is_in_the_health_and_in_one_gap() {
     let (mut monitor, _handle, _signals) = bench.monitor(&log, Duration::from_secs(1));
     monitor.observed(look(2, [(1, "a".to_owned())])).await.unwrap();
     monitor.signalled(ENGAGE).await.unwrap();
+    monitor.pressure.rise(100);
     for round in 0..6 {
         let others = (0..=round).map(|pid| (pid + 10, "x".to_owned()));
         let renamed = [(1, format!("a{round}"))].into_iter().chain(others);
@@ -329,6 +330,7 @@ async fn an_end_under_pressure_accounts_for_what_was_shed() {
     let log = bench.open(Bench::options()).await;
     let (mut monitor, _handle, _signals) = bench.monitor(&log, Duration::from_secs(1));
     monitor.signalled(ENGAGE).await.unwrap();
+    monitor.pressure.rise(100);
     for (at, name) in [(2, "a"), (3, "b"), (4, "c")] {
         monitor.observed(look(at, [(1, name.to_owned())])).await.unwrap();
     }

@@ -64,6 +64,8 @@ fn broker_away() {
     });
     assert_eq!(number(&collector, "engaged_total"), 1);
     assert_eq!(number(&collector, "released_total"), 1);
+    let shed = &collector["health"]["shed"];
+    assert_eq!(shed["argument_tails_total"].as_u64(), Some(0), "the log had room: {shed}");
     let peak = number(&collector, "window_bytes_peak");
     assert!(peak <= WINDOW_BYTES, "the window held {peak} bytes");
     assert!(peak > WINDOW_BYTES * 9 / 10, "the window was never full: {peak} bytes");
