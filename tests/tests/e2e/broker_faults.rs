@@ -280,6 +280,15 @@ impl Load {
         });
     }
 
+    /// Waits until the live subscribers are there: one that is connecting again while the last event
+    /// passes never sees it.
+    fn is_watched(&self) {
+        let before = self.progress();
+        for watcher in [&self.fast, &self.slow] {
+            until("a watcher is there", || watcher.last.load(Ordering::Relaxed) > before);
+        }
+    }
+
     /// Nothing is produced any more; gives all receipts.
     fn end_producing(&mut self) -> BTreeMap<u64, u64> {
         self.producing.store(false, Ordering::Relaxed);
@@ -506,6 +515,7 @@ fn connections_cut_and_stalled_under_load() {
     });
     load.goes_on();
     faults.over.store(true, Ordering::Relaxed);
+    load.is_watched();
     let receipts = load.end_producing();
     let (_, counted) = load.settles(&mut broker, &receipts);
     let (cuts, stalls) = count();
