@@ -36,7 +36,8 @@ struct Running {
 static PEERS: [Peer; 4] = [
     Peer {
         name: "execsnoop",
-        command: |_| command("execsnoop", &["-T"]),
+        // Otherwise it keeps what it sees to itself until there is much of it.
+        command: |_| command("stdbuf", &["-oL", "execsnoop", "-T"]),
         file: "output",
         read: read_execsnoop,
         tells_stops: false,
