@@ -161,6 +161,17 @@ impl Watch {
         self.events.iter().filter(is_its).cloned().collect()
     }
 
+    /// Has a script begin that is to be seen, and gives it when only what it does next is to come.
+    fn follow(&mut self, script: &str) -> Actor {
+        let mut actor = Actor::enter(&mut perl(script));
+        actor.has_done();
+        let pid = actor.pid();
+        let is_it = |known: &ProcessEvent| known.name == Some("perl".into());
+        self.until("the script", |watch| watch.known(pid).is_some_and(is_it));
+        self.events.clear();
+        actor
+    }
+
     /// Runs a program that is to be seen, whoever looks, and gives what was known of it.
     fn known_of(&mut self, command: &mut Command) -> ProcessEvent {
         let mut actor = Actor::enter(command);
@@ -226,11 +237,13 @@ impl Drop for Actor {
 
 /// A script that waits for a cue between its steps and says when it is ready for the first.
 fn perl(script: &str) -> Command {
-    let script =
-        format!("use POSIX; $|=1; sub cue {{ print '.'; sysread STDIN, my $cue, 1 }} {script}");
     let mut command = Command::new("perl");
-    command.args(["-e", &script, MARK]);
+    command.args(["-e", &with_cues(script), MARK]);
     command
+}
+
+fn with_cues(script: &str) -> String {
+    format!("use POSIX; $|=1; sub cue {{ print '.'; sysread STDIN, my $cue, 1 }} {script}")
 }
 
 /// `prctl(PR_SET_NAME)` and `clone` by their numbers, which scripts have no names for.
@@ -309,13 +322,8 @@ fn another_user_is_a_change_with_old_and_new() {
     for choice in sources() {
         let mut watch = Watch::begin(choice);
         let script = format!("cue; {drop_group} cue; {drop_user} cue; POSIX::_exit(3)");
-        let mut actor = Actor::enter(&mut perl(&script));
-        actor.has_done();
+        let mut actor = watch.follow(&script);
         let pid = actor.pid();
-        watch.until("the script", |watch| {
-            watch.known(pid).is_some_and(|known| known.name == Some("perl".into()))
-        });
-        watch.events.clear();
         actor.act();
         actor.has_done();
         // No other thing happens that could tell of it.
@@ -332,27 +340,15 @@ fn another_user_is_a_change_with_old_and_new() {
         if !watch.is_told() {
             continue;
         }
-        let mut actor = Actor::enter(&mut perl(&format!("cue; {drop_all} POSIX::_exit(4)")));
-        actor.has_done();
-        let pid = actor.pid();
-        watch.until("the script", |watch| {
-            watch.known(pid).is_some_and(|known| known.name == Some("perl".into()))
-        });
-        watch.events.clear();
+        let mut actor = watch.follow(&format!("cue; {drop_all} POSIX::_exit(4)"));
         actor.act();
-        let life = watch.life(pid);
+        let life = watch.life(actor.pid());
         assert_eq!(changes(&life), DROPPED, "{choice}");
         let stop = &life[life.len() - 1];
         assert_eq!((exit_of(stop).exit_code, stop.uid), (Some(4), Some(65534)));
-        let mut actor = Actor::enter(&mut perl(&format!("cue; {drop_all} exec 'true', 'x'")));
-        actor.has_done();
-        let pid = actor.pid();
-        watch.until("the script", |watch| {
-            watch.known(pid).is_some_and(|known| known.name == Some("perl".into()))
-        });
-        watch.events.clear();
+        let mut actor = watch.follow(&format!("cue; {drop_all} exec 'true', 'x'"));
         actor.act();
-        let life = watch.life(pid);
+        let life = watch.life(actor.pid());
         let told = changes(&life);
         assert!(
             told.contains("uid: 0 -> 65534\n") && told.contains("name: perl -> true"),
@@ -371,13 +367,8 @@ fn another_name_and_another_session_are_changes() {
         let script = format!(
             "my $name = 'new name'; cue; syscall({PRCTL}, 15, $name); cue; POSIX::setsid(); cue"
         );
-        let mut actor = Actor::enter(&mut perl(&script));
-        actor.has_done();
+        let mut actor = watch.follow(&script);
         let pid = actor.pid();
-        watch.until("the script", |watch| {
-            watch.known(pid).is_some_and(|known| known.name == Some("perl".into()))
-        });
-        watch.events.clear();
         actor.act();
         watch.until("the name", |watch| watch.known(pid).unwrap().name == Some("new name".into()));
         actor.act();
@@ -409,14 +400,7 @@ fn a_chain_of_programs_is_one_life() {
         watch.until("the second", |watch| runs(watch, b"two"));
         let second = "read cue; exec cat - capture-lives";
         assert_eq!(
-            changes(
-                &watch
-                    .events
-                    .iter()
-                    .filter(|event| event.pid() == pid)
-                    .cloned()
-                    .collect::<Vec<_>>()
-            ),
+            changes(watch.events.iter().filter(|event| event.pid() == pid)),
             format!("argv: sh -c {script} one -> sh -c {second} two\n"),
             "{choice}"
         );
@@ -624,10 +608,8 @@ fn who_made_a_process_and_who_is_its_parent_are_told_apart() {
              if (!syscall({CLONE}, 0x8000|17, 0, 0, 0, 0)) {{ cue; POSIX::_exit(6) }} cue"
         );
         let mut command = Command::new("sh");
-        let inner =
-            format!("use POSIX; $|=1; sub cue {{ print '.'; sysread STDIN, my $cue, 1 }} {script}");
         // The shell stays, and is the parent of both.
-        command.args(["-c", "perl -e \"$0\" capture-lives; read cue", &inner]);
+        command.args(["-c", "perl -e \"$0\" capture-lives; read cue", &with_cues(&script)]);
         let mut actor = Actor::enter(&mut command);
         let shell = actor.pid();
         actor.has_done();

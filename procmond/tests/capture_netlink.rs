@@ -16,15 +16,20 @@ use procmond::source::{Observation, SourceOptions, Started, probe_netlink, start
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The source, if it works here.
-fn source() -> Option<Started> {
+/// The source, if it works here, and what it has seen first.
+fn source() -> Option<(Started, Tracker)> {
     if let Err(error) = probe_netlink() {
         assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{error}");
         eprintln!("skipped: {error}");
         return None;
     }
     let options = SourceOptions::every(Duration::from_secs(1));
-    Some(start(SourceName::Netlink, options).expect("it was probed"))
+    let mut source = start(SourceName::Netlink, options).expect("it was probed");
+    let first = source.observations.blocking_recv().expect("a look");
+    assert!(matches!(first, Observation::Snapshot(_)), "{first:?}");
+    let mut tracker = Tracker::new();
+    tracker.observe(first);
+    Some((source, tracker))
 }
 
 /// What becomes of one process, up to its stop.
@@ -46,13 +51,6 @@ fn life(source: &mut Started, tracker: &mut Tracker, pid: u32) -> Vec<ProcessEve
         }
     }
     life
-}
-
-/// Observes the processes that are there.
-fn look(source: &mut Started, tracker: &mut Tracker) {
-    let first = source.observations.blocking_recv().expect("a look");
-    assert!(matches!(first, Observation::Snapshot(_)), "{first:?}");
-    tracker.observe(first);
 }
 
 fn changes(life: &[ProcessEvent]) -> Vec<FieldChange> {
@@ -83,9 +81,7 @@ fn a_process_that_takes_another_user_and_session_says_so() {
         eprintln!("skipped: only root can be somebody else");
         return;
     }
-    let Some(mut source) = source() else { return };
-    let mut tracker = Tracker::new();
-    look(&mut source, &mut tracker);
+    let Some((mut source, mut tracker)) = source() else { return };
     if !has_python() {
         return;
     }
@@ -114,9 +110,7 @@ fn a_process_that_takes_another_user_and_session_says_so() {
 /// an end of the first thread.
 #[test]
 fn c1_threads_are_not_processes() {
-    let Some(mut source) = source() else { return };
-    let mut tracker = Tracker::new();
-    look(&mut source, &mut tracker);
+    let Some((mut source, mut tracker)) = source() else { return };
     if !has_python() {
         return;
     }
@@ -153,13 +147,11 @@ fn c1_the_end_of_one_that_was_there_before_is_told() {
          for t in ts: t.start()\n\
          sys.stdin.readline(); e.set(); [t.join() for t in ts]; sys.exit(5)",
     );
-    let Some(mut source) = source() else {
+    let Some((mut source, mut tracker)) = source() else {
         child.kill().unwrap();
         child.wait().unwrap();
         return;
     };
-    let mut tracker = Tracker::new();
-    look(&mut source, &mut tracker);
     let start = tracker.get(child.id()).expect("it was there").clone();
     assert_eq!(start.key_precision, KeyPrecision::Tick);
     writeln!(child.stdin.take().unwrap(), "go").unwrap();

@@ -675,6 +675,29 @@ mod real {
         }
     }
 
+    /// A monitor that looks with tracepoints, and is told of processes with this argument alone:
+    /// whatever else runs has no part in what is counted.
+    #[cfg(target_os = "linux")]
+    async fn told_of(
+        bench: &Bench,
+        log: &WriteAheadLog,
+        mark: &str,
+        tell: TellOptions,
+    ) -> (MonitorHandle, tokio::task::JoinHandle<Result<(), MonitorError>>) {
+        let rules = format!("include = [{{ argv = '{mark}' }}]");
+        let filter = super::super::filter::tests::filter(&rules).unwrap();
+        let options = MonitorOptions {
+            source: SourceChoice::Ebpf,
+            tell: TellOptions { filter, ..tell },
+            ..bench.monitor_options(Duration::from_secs(1))
+        };
+        let (monitor, handle, _signals) = bench.monitor_with(log, options);
+        let running = tokio::spawn(monitor.run());
+        handle.begin().await.unwrap().unwrap();
+        until(async || handle.health().await.unwrap().scans_total > 0).await;
+        (handle, running)
+    }
+
     /// A shell that starts one program after another, faster than its group may.
     #[cfg(target_os = "linux")]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -684,24 +707,11 @@ mod real {
         }
         let count: u64 = std::env::var("E2E_ROUNDS").map_or(200, |count| count.parse().unwrap());
         let mark = format!("bomb-{}", std::process::id());
-        // Whatever else runs in our group has no part in this.
-        let rules = format!("include = [{{ argv = '{mark}' }}]");
-        let tell = TellOptions {
-            filter: super::super::filter::tests::filter(&rules).unwrap(),
-            cgroup_starts_per_second: NonZeroU32::new(10),
-            ..TellOptions::default()
-        };
+        let most = NonZeroU32::new(10);
+        let tell = TellOptions { cgroup_starts_per_second: most, ..TellOptions::default() };
         let bench = Bench::new();
         let log = bench.open(WalOptions::default()).await;
-        let options = MonitorOptions {
-            source: SourceChoice::Ebpf,
-            tell,
-            ..bench.monitor_options(Duration::from_secs(1))
-        };
-        let (monitor, handle, _signals) = bench.monitor_with(&log, options);
-        let running = tokio::spawn(monitor.run());
-        handle.begin().await.unwrap().unwrap();
-        until(async || handle.health().await.unwrap().scans_total > 0).await;
+        let (handle, running) = told_of(&bench, &log, &mark, tell).await;
         let script = "i=0; while [ $i -lt $1 ]; do /bin/true $0; i=$((i+1)); done; read line";
         let mut bomb = Command::new("sh");
         bomb.args(["-c", script, &mark, &count.to_string()]).stdin(Stdio::piped());
@@ -771,23 +781,10 @@ mod real {
             return;
         }
         let mark = format!("digest-{}", std::process::id());
-        let rules = format!("include = [{{ argv = '{mark}' }}]");
-        let tell = TellOptions {
-            filter: super::super::filter::tests::filter(&rules).unwrap(),
-            sha256_bytes_max: Some(64 << 20),
-            ..TellOptions::default()
-        };
+        let tell = TellOptions { sha256_bytes_max: Some(64 << 20), ..TellOptions::default() };
         let bench = Bench::new();
         let log = bench.open(WalOptions::default()).await;
-        let options = MonitorOptions {
-            source: SourceChoice::Ebpf,
-            tell,
-            ..bench.monitor_options(Duration::from_secs(1))
-        };
-        let (monitor, handle, _signals) = bench.monitor_with(&log, options);
-        let running = tokio::spawn(monitor.run());
-        handle.begin().await.unwrap().unwrap();
-        until(async || handle.health().await.unwrap().scans_total > 0).await;
+        let (handle, running) = told_of(&bench, &log, &mark, tell).await;
         let lives = tokio::task::spawn_blocking(move || {
             for _ in 0..LIVES {
                 assert!(Command::new("true").arg(&mark).status().unwrap().success());

@@ -29,7 +29,8 @@ pub(crate) enum FileName {
     Unfinished(u64),
     /// `procmond-00001.wal.spare`: prepared for a segment to come, without meaning after a crash.
     Spare(u64),
-    /// `procmond-00001.wal.next`: part of a stream that takes over once one of its segments has its name.
+    /// `procmond-00001.wal.next`: part of a stream that takes over once one of its segments has its
+    /// name.
     Next(u64),
 }
 
@@ -111,8 +112,8 @@ pub(crate) fn create(
     }
 }
 
-/// Makes a prepared file a segment with these frames under its final name, durably. After an error the file is good
-/// for nothing, whether it has its old name or the new one.
+/// Makes a prepared file a segment with these frames under its final name, durably. After an error
+/// the file is good for nothing, whether it has its old name or the new one.
 pub(crate) fn adopt(
     storage: &dyn Storage,
     dir: &Path,

@@ -68,6 +68,21 @@ fn fail(disk: &SimDisk, which: Which, after: u32) {
     disk.arm(Armed { which, after, fault: Fault::Error(ErrorKind::Other) });
 }
 
+/// A log with the records 0 to 3 that nothing has synced, on a disk that fails so many syncs.
+fn unsynced(dir: &Path, failing: usize) -> (SimDisk, WriteAheadLog) {
+    let sync = SyncMode::Interval { every: HOUR, bytes: 1 << 20 };
+    let disk = SimDisk::new();
+    let log = open(&disk, dir, WalOptions { sync, prepare: false, ..quick() });
+    for n in 0..4 {
+        append(&log, n, 700).unwrap();
+    }
+    until_reserved(&disk);
+    for _ in 0..failing {
+        fail(&disk, Which::Sync, 0);
+    }
+    (disk, log)
+}
+
 /// What was acknowledged went with the next commit, for which there was no room: never.
 #[test]
 fn w9_a_log_opened_beyond_its_budget_gets_its_room_back() {
@@ -342,16 +357,8 @@ fn w9_what_a_failed_commit_leaves_is_gone_for_good() {
 /// nothing had written was taken for durable.
 #[test]
 fn w1_a_sync_that_comes_after_a_failed_one_proves_nothing() {
-    let sync = SyncMode::Interval { every: HOUR, bytes: 1 << 20 };
-    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
-    let log = open(&disk, dir.path(), WalOptions { sync, prepare: false, ..quick() });
-    for n in 0..4 {
-        append(&log, n, 700).unwrap();
-    }
-    until_reserved(&disk);
-    for _ in 0..2 {
-        fail(&disk, Which::Sync, 0);
-    }
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, log) = unsynced(dir.path(), 2);
     assert_eq!(block_on(log.flush()).unwrap(), Sequence(4));
     assert_eq!(disk.take_struck().len(), 2);
     let then = disk.snapshot();
@@ -392,16 +399,8 @@ fn w1_a_new_stream_is_durable_before_the_old_one_goes() {
 /// records were in it, the log ended before them: they had receipts that promise to survive a kill.
 #[test]
 fn w1_records_written_again_are_there_when_their_segment_has_its_name() {
-    let sync = SyncMode::Interval { every: HOUR, bytes: 1 << 20 };
-    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
-    let log = open(&disk, dir.path(), WalOptions { sync, prepare: false, ..quick() });
-    for n in 0..4 {
-        append(&log, n, 700).unwrap();
-    }
-    until_reserved(&disk);
-    for _ in 0..3 {
-        fail(&disk, Which::Sync, 0);
-    }
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, log) = unsynced(dir.path(), 3);
     disk.arm(Armed { which: Which::SyncDir, after: 0, fault: Fault::PowerCut });
     assert!(block_on(log.flush()).is_err());
     let _ = log.close();
