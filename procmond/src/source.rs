@@ -6,6 +6,8 @@
 //! [`crate::monitor::tracker::Tracker`].
 
 #[cfg(target_os = "linux")]
+mod clock;
+#[cfg(target_os = "linux")]
 mod ebpf;
 #[cfg(target_os = "linux")]
 mod native;

@@ -25,8 +25,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::time::Timespec;
 use tokio::sync::mpsc;
 
+use super::clock::since_boot_ns;
 use super::poll::{Control, SourceHandle};
-use super::teller::{self, Feed, IDLE, Teller, since_boot_ns};
+use super::teller::{self, Feed, IDLE, Teller};
 use super::{Observation, SourceError, SourceOptions};
 use inventory::Inventory;
 use records::Records;

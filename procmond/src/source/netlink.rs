@@ -29,12 +29,12 @@ use std::time::{Duration, Instant};
 use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::process::{Completeness, Exit, KeyPrecision, SourceName};
 use rustix::net::netlink::CONNECTOR;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
+use super::clock::{awake_ns, since_boot_ns};
 use super::poll::{Control, Scan, SourceHandle};
 use super::procfs::Procfs;
-use super::teller::{self, Feed, IDLE, Teller, Told, since_boot_ns};
+use super::teller::{self, Feed, IDLE, Teller, Told};
 use super::{
     Facts, Happening, Observation, ProcessTable, SourceError, SourceOptions, What, exit_of,
 };
@@ -654,12 +654,10 @@ impl Asleep {
         const TRIES: usize = 10;
         for _ in 0..TRIES {
             let before_ns = since_boot_ns();
-            let awake = clock_gettime(ClockId::Monotonic);
+            let awake_ns = awake_ns();
             let after_ns = since_boot_ns();
             // Otherwise somebody else ran in between.
             if after_ns - before_ns < APART_NS {
-                let awake_ns = u64::try_from(awake.tv_sec).unwrap_or(0) * 1_000_000_000
-                    + u64::try_from(awake.tv_nsec).unwrap_or(0);
                 let asleep_ns = before_ns.saturating_sub(awake_ns);
                 if asleep_ns.abs_diff(self.ns) > FORK_NS {
                     self.ns = asleep_ns;

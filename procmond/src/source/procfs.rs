@@ -40,6 +40,7 @@ use daemoneye_lib::redaction::{RAW_ARGV_BYTES_MAX, RawArgv, RedactedArgv};
 use daemoneye_lib::stream::wall_clock_ns;
 use uuid::Uuid;
 
+use super::clock::{since_boot_ns, wall_offset_ns};
 use super::poll::Scan;
 use super::{End, Ends, Facts, Observation, ObservedProcess, ProcessTable, SourceError};
 use files::Files;
@@ -225,7 +226,7 @@ impl Procfs {
             }
             self.give_up(pid);
         } else if self.known.get(&pid).is_some_and(|known| known.ended_ns.is_some()) {
-            self.ended(pid, lives::since_boot_ns(), true);
+            self.ended(pid, since_boot_ns(), true);
         }
         let lives = self.lives.as_ref().filter(|_| !self.known.contains_key(&pid));
         let life = lives.and_then(|lives| lives.hold(&mut self.files, pid));
@@ -356,7 +357,7 @@ impl Procfs {
 
     /// Forgets one whose pid is another's, or free; if it is held, with its end.
     fn give_up(&mut self, pid: u32) {
-        self.ended(pid, lives::since_boot_ns(), true);
+        self.ended(pid, since_boot_ns(), true);
         self.has_news |= self.known.remove(&pid).is_some_and(|known| known.life.is_none());
     }
 
@@ -390,8 +391,7 @@ impl Procfs {
 
     fn take_ends(&mut self) -> Option<Observation> {
         let ends = std::mem::take(&mut self.ends);
-        let wall_offset_ns = wall_clock_ns().saturating_sub_unsigned(lives::since_boot_ns());
-        let (source, boot_id) = (SourceName::Poll, self.boot_id);
+        let (wall_offset_ns, source, boot_id) = (wall_offset_ns(), SourceName::Poll, self.boot_id);
         (!ends.is_empty())
             .then(|| Observation::Ended(Ends { source, boot_id, wall_offset_ns, ends }))
     }

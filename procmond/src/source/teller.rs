@@ -19,10 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use daemoneye_lib::models::process::SourceName;
-use daemoneye_lib::stream::wall_clock_ns;
-use rustix::time::{ClockId, Timespec, clock_gettime};
 use tokio::sync::mpsc;
 
+use super::clock::{since_boot_ns, wall_offset_ns};
 use super::procfs::Procfs;
 use super::{
     Happening, Happenings, Missing, Observation, Overrun, ProcessTable, SourceError, What,
@@ -306,16 +305,6 @@ pub(super) fn spawn(
         .spawn(run)
         .map(drop)
         .map_err(|error| SourceError::NoThread { name: source, source: error })
-}
-
-fn wall_offset_ns() -> i64 {
-    wall_clock_ns().saturating_sub_unsigned(since_boot_ns())
-}
-
-/// Time asleep included, as the kernel counts when a process began.
-pub(super) fn since_boot_ns() -> u64 {
-    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
-    u64::try_from(tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(tv_nsec).unwrap_or(0)
 }
 
 #[cfg(test)]

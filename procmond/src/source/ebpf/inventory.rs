@@ -13,7 +13,8 @@ use daemoneye_lib::models::process::{Completeness, KeyPrecision, SourceName};
 use daemoneye_lib::stream::wall_clock_ns;
 
 use super::record::Record;
-use super::{check, missing, refused, since_boot_ns};
+use super::{check, missing, refused};
+use crate::source::clock::since_boot_ns;
 use crate::source::procfs::{Procfs, TICK_NS};
 use crate::source::{Facts, ObservedProcess, ProcessTable, SourceError};
 

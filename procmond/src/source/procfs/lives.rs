@@ -11,7 +11,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use daemoneye_lib::models::process::Exit;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -19,10 +18,11 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, Updater};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::Timespec;
 
 use super::files::Files;
 use super::stat;
+use crate::source::clock::since_boot_ns;
 
 /// Descriptors that are left to the rest of the program.
 const RESERVED: u64 = 1024;
@@ -168,12 +168,6 @@ fn descriptors_end() -> RawFd {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let end = (limit - RESERVED.min(limit / 2)).min(DESCRIPTORS_MAX);
     RawFd::try_from(end).unwrap_or(0)
-}
-
-/// Time asleep included, as the kernel counts when a process began.
-pub(super) fn since_boot_ns() -> u64 {
-    let now = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
