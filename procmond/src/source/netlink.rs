@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 
 use super::clock::{awake_ns, since_boot_ns};
 use super::poll::{Control, Scan, SourceHandle};
-use super::procfs::Procfs;
+use super::procfs::{Procfs, TICK_NS};
 use super::teller::{self, Feed, IDLE, Teller, Told};
 use super::{
     Facts, Happening, Observation, ProcessTable, SourceError, SourceOptions, What, exit_of,
@@ -43,8 +43,6 @@ use message::{Message, PROCESSES};
 use rusage::Usages;
 use socket::{Received, Socket};
 
-/// The unit of start times in keys.
-const TICK_NS: u64 = 10_000_000;
 /// How long the kernel may take to answer: it does so while it is asked.
 const ANSWER: Duration = Duration::from_millis(500);
 /// Messages taken before what they say is looked into.
