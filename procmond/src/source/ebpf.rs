@@ -21,11 +21,10 @@ use aya::maps::{Array, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, EbpfLoader};
 use daemoneye_lib::models::process::SourceName;
-use rustix::event::{PollFd, PollFlags};
-use rustix::time::Timespec;
 use tokio::sync::mpsc;
 
 use super::clock::since_boot_ns;
+use super::native::is_ready_within;
 use super::poll::{Control, SourceHandle};
 use super::teller::{self, Feed, IDLE, Teller};
 use super::{Observation, SourceError, SourceOptions};
@@ -148,29 +147,15 @@ struct Reader {
 impl Reader {
     fn run(mut self) {
         loop {
-            // One that is not told to end is polled, and has no interval.
-            let ends = loop {
-                match self.orders.try_recv() {
-                    Ok(Control::SetInterval(_)) => {}
-                    Ok(Control::Stop) | Err(blocking::TryRecvError::Disconnected) => break true,
-                    Err(blocking::TryRecvError::Empty) => break false,
-                }
-            };
+            let ends = teller::is_to_end(&self.orders);
             if !self.drain() || ends {
                 return;
             }
-            if self.is_ready_within(IDLE) && !self.tick.is_zero() {
+            // A record that is there may not be finished yet.
+            if is_ready_within(&self.ring, IDLE) && !self.tick.is_zero() {
                 thread::sleep(self.tick);
             }
         }
-    }
-
-    /// Waits for a record, which may not be finished yet; says whether there is one.
-    fn is_ready_within(&self, most: Duration) -> bool {
-        let mut ready = [PollFd::new(&self.ring, PollFlags::IN)];
-        let timeout = Timespec { tv_sec: 0, tv_nsec: most.subsec_nanos().into() };
-        // Interrupted, it looks again.
-        rustix::event::poll(&mut ready, Some(&timeout)).is_ok_and(|count| count > 0)
     }
 
     /// Hands over what is there; false if nobody takes it any more.
@@ -190,7 +175,7 @@ impl Reader {
             }
             if whole {
                 // Behind a record that another processor has not finished there may be others.
-                if !self.is_ready_within(Duration::ZERO) {
+                if !is_ready_within(&self.ring, Duration::ZERO) {
                     self.drained.store(before_ns, Ordering::Release);
                 }
                 return true;

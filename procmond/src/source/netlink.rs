@@ -250,14 +250,7 @@ impl Reader {
     fn run(mut self) {
         priority::be_early();
         loop {
-            let ends = loop {
-                match self.orders.try_recv() {
-                    // One that is told is not polled, and has no interval.
-                    Ok(Control::SetInterval(_)) => {}
-                    Ok(Control::Stop) | Err(blocking::TryRecvError::Disconnected) => break true,
-                    Err(blocking::TryRecvError::Empty) => break false,
-                }
-            };
+            let ends = teller::is_to_end(&self.orders);
             match self.read() {
                 Ok(until_ns) if self.hand_over(if ends { u64::MAX } else { until_ns }) => {}
                 Ok(_) => return,

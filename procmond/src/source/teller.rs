@@ -22,6 +22,7 @@ use daemoneye_lib::models::process::SourceName;
 use tokio::sync::mpsc;
 
 use super::clock::{since_boot_ns, wall_offset_ns};
+use super::poll::Control;
 use super::procfs::Procfs;
 use super::{
     Happening, Happenings, Missing, Observation, Overrun, ProcessTable, SourceError, What,
@@ -292,6 +293,18 @@ fn settled(pending: &[Happening], since_ns: u64) -> usize {
         }
     }
     settled
+}
+
+/// Whether a reader is to end.
+pub(super) fn is_to_end(orders: &blocking::Receiver<Control>) -> bool {
+    loop {
+        match orders.try_recv() {
+            // One that is told is not polled, and has no interval.
+            Ok(Control::SetInterval(_)) => {}
+            Ok(Control::Stop) | Err(blocking::TryRecvError::Disconnected) => return true,
+            Err(blocking::TryRecvError::Empty) => return false,
+        }
+    }
 }
 
 /// Runs a part of a source on a thread of its own.

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::process::{Child, Command};
 use std::time::Instant;
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::record::{Kind, Record};
 use super::*;

@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
@@ -13,6 +12,8 @@ use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname,
     recvfrom, sendto, socket_with,
 };
+
+use super::super::native::is_ready_within;
 
 /// More than the kernel sends at once here.
 const DATAGRAM_BYTES: usize = 16 << 10;
@@ -82,10 +83,7 @@ impl Socket {
 
     /// Waits until there is something to read; says whether there is.
     pub(super) fn is_ready_within(&self, most: Duration) -> bool {
-        let mut ready = [PollFd::new(&self.fd, PollFlags::IN)];
-        let timeout = Timespec { tv_sec: 0, tv_nsec: most.subsec_nanos().into() };
-        // Interrupted, it looks again.
-        poll(&mut ready, Some(&timeout)).is_ok_and(|count| count > 0)
+        is_ready_within(&self.fd, most)
     }
 
     /// How many datagrams have found no room; `None` if that cannot be read.

@@ -11,18 +11,18 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use daemoneye_lib::models::process::Exit;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, Updater};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
-use rustix::time::Timespec;
 
 use super::files::Files;
 use super::stat;
 use crate::source::clock::since_boot_ns;
+use crate::source::native::is_ready_within;
 
 /// Descriptors that are left to the rest of the program.
 const RESERVED: u64 = 1024;
@@ -114,8 +114,7 @@ impl Life {
 
     /// Whether it has ended, and perhaps not been reaped.
     pub(super) fn has_ended(&self) -> bool {
-        let mut ready = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        rustix::event::poll(&mut ready, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+        is_ready_within(&self.pidfd, Duration::ZERO)
     }
 
     /// How it ended, once it has been reaped; whoever may not trace it is told, too. Linux 6.15.
