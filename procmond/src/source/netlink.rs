@@ -13,6 +13,7 @@
 //! What finds no room in the socket's buffer is counted twice: by the socket, and by holes in the
 //! numbers that each processor gives to what it tells.
 
+mod framing;
 mod lives;
 mod message;
 mod priority;
@@ -41,10 +42,8 @@ use super::{
 use lives::Lives;
 use message::{Message, PROCESSES};
 use rusage::Usages;
-use socket::{Received, Socket};
+use socket::{ANSWER, Received, Socket};
 
-/// How long the kernel may take to answer: it does so while it is asked.
-const ANSWER: Duration = Duration::from_millis(500);
 /// Messages taken before what they say is looked into.
 const MESSAGES: usize = 4096;
 /// What is told this long after something was read may have been so already then.

@@ -1,15 +1,15 @@
-//! What the process connector sends: `struct nlmsghdr`, `struct cn_msg`, `struct proc_event`, as
-//! `linux/netlink.h`, `linux/connector.h` and `linux/cn_proc.h` lay them out.
+//! What the process connector sends: `struct cn_msg` and `struct proc_event`, as
+//! `linux/connector.h` and `linux/cn_proc.h` lay them out.
 //!
 //! Bytes that are not as those say give nothing; nothing here fails.
 
 use super::super::native::{take, u16, u32, u64};
+use super::framing::{self, HEADER};
 
 /// The connector's number for process events, and its only group.
 pub(super) const PROCESSES: u32 = 1;
 
-/// A header of netlink, and one of the connector.
-const NETLINK_HEADER: usize = 16;
+/// The length of a header of the connector.
 const CONNECTOR_HEADER: usize = 20;
 /// `NLMSG_DONE`: the only kind the connector has.
 const DONE: u16 = 3;
@@ -57,23 +57,10 @@ pub(super) enum Told {
 }
 
 /// Whatever messages a datagram holds.
-pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message> {
-    std::iter::from_fn(move || {
-        loop {
-            let rest = &mut datagram;
-            let length = u32(rest)? as usize;
-            let kind = u16(rest)?;
-            take(rest, NETLINK_HEADER - 6)?;
-            let body = take(rest, length.checked_sub(NETLINK_HEADER)?)?;
-            // The next one begins at a multiple of four.
-            take(rest, (length.next_multiple_of(4) - length).min(rest.len()))?;
-            if kind == DONE
-                && let Some(message) = message(body)
-            {
-                return Some(message);
-            }
-        }
-    })
+pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message> {
+    framing::messages(datagram)
+        .filter(|(kind, _)| *kind == DONE)
+        .filter_map(|(_, body)| message(body))
 }
 
 fn message(mut body: &[u8]) -> Option<Message> {
@@ -113,7 +100,7 @@ fn message(mut body: &[u8]) -> Option<Message> {
 /// Asks to be told.
 pub(super) fn listen() -> Vec<u8> {
     let data = LISTEN.to_ne_bytes();
-    let length = NETLINK_HEADER + CONNECTOR_HEADER + data.len();
+    let length = HEADER + CONNECTOR_HEADER + data.len();
     let mut bytes = Vec::with_capacity(length);
     bytes.extend_from_slice(&(length as u32).to_ne_bytes());
     bytes.extend_from_slice(&DONE.to_ne_bytes());
@@ -132,7 +119,7 @@ pub(super) fn listen() -> Vec<u8> {
 #[cfg(test)]
 pub(super) fn datagram(cpu: u32, sequence: u32, at_ns: u64, what: u32, data: &[u32]) -> Vec<u8> {
     let mut bytes = listen();
-    bytes.truncate(NETLINK_HEADER + CONNECTOR_HEADER);
+    bytes.truncate(HEADER + CONNECTOR_HEADER);
     bytes[24..28].copy_from_slice(&sequence.to_ne_bytes());
     bytes.extend_from_slice(&what.to_ne_bytes());
     bytes.extend_from_slice(&cpu.to_ne_bytes());
@@ -142,7 +129,7 @@ pub(super) fn datagram(cpu: u32, sequence: u32, at_ns: u64, what: u32, data: &[u
     }
     let length = bytes.len();
     bytes[..4].copy_from_slice(&(length as u32).to_ne_bytes());
-    let event = (length - NETLINK_HEADER - CONNECTOR_HEADER) as u16;
+    let event = (length - HEADER - CONNECTOR_HEADER) as u16;
     bytes[32..34].copy_from_slice(&event.to_ne_bytes());
     bytes
 }
@@ -213,7 +200,7 @@ mod tests {
                 bytes[4..36].copy_from_slice(&head[4..36]);
             }
             // Each takes a header at least.
-            prop_assert!(messages(&bytes).count() <= bytes.len() / NETLINK_HEADER);
+            prop_assert!(messages(&bytes).count() <= bytes.len() / HEADER);
         }
     }
 }

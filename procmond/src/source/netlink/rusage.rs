@@ -6,14 +6,13 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::time::Duration;
 
 use rustix::net::netlink::GENERIC;
 
 use super::super::native::{take, u16, u32, u64};
-use super::socket::{Received, Socket};
+use super::framing::{HEADER, messages, skip_padding};
+use super::socket::{ANSWER, Received, Socket};
 
-const HEADER: usize = 16;
 const ERROR: u16 = 2;
 /// The family that knows the others' numbers.
 const CONTROL: u16 = 16;
@@ -30,8 +29,6 @@ const STATS: u16 = 3;
 /// The bits of an attribute's kind that say how it is packed.
 const PACKED: u16 = 0xc000;
 
-/// How long the kernel may take to answer: it does so before the question has been sent.
-const ANSWER: Duration = Duration::from_millis(500);
 /// What is never asked for goes when there is this much of it.
 const KNOWN_MAX: usize = 1 << 16;
 
@@ -136,19 +133,6 @@ fn answer(
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// The messages of a datagram: their kinds, and what follows their headers.
-fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let rest = &mut datagram;
-        let length = u32(rest)? as usize;
-        let kind = u16(rest)?;
-        take(rest, HEADER - 6)?;
-        let body = take(rest, length.checked_sub(HEADER)?)?;
-        take(rest, (length.next_multiple_of(4) - length).min(rest.len()))?;
-        Some((kind, body))
-    })
-}
-
 /// The value of the first attribute of this kind.
 fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
@@ -156,7 +140,7 @@ fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
         let length = usize::from(u16(rest)?);
         let kind = u16(rest)? & !PACKED;
         let value = take(rest, length.checked_sub(4)?)?;
-        take(rest, (length.next_multiple_of(4) - length).min(rest.len()))?;
+        skip_padding(rest, length);
         if kind == wanted {
             return Some(value);
         }

@@ -17,6 +17,8 @@ use super::super::native::is_ready_within;
 
 /// More than the kernel sends at once here.
 const DATAGRAM_BYTES: usize = 16 << 10;
+/// How long the kernel may take to answer: it does so while it is asked.
+pub(super) const ANSWER: Duration = Duration::from_millis(500);
 
 /// The socket and what was last read from it.
 pub(super) struct Socket {
