@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 
 use super::clock::since_boot_ns;
 use super::native::is_ready_within;
-use super::poll::{Control, SourceHandle};
+use super::poll::{self, Control, SourceHandle};
 use super::teller::{self, Feed, IDLE, Teller};
 use super::{Observation, SourceError, SourceOptions};
 use inventory::Inventory;
@@ -74,8 +74,8 @@ pub(super) fn start(
     let hold = options.tick * HELD_TICKS;
     let records = Records { lost, inventory, page_bytes: rustix::param::page_size() as u64 };
     let teller = Teller::new(records, table, hold, taken, drained, observations);
-    teller::spawn(SourceName::Ebpf, "procmond-ebpf", move || reader.run())?;
-    teller::spawn(SourceName::Ebpf, "procmond-teller", move || teller.run())?;
+    poll::spawn(SourceName::Ebpf, "procmond-ebpf", move || reader.run())?;
+    poll::spawn(SourceName::Ebpf, "procmond-teller", move || teller.run())?;
     Ok(SourceHandle::new(control))
 }
 

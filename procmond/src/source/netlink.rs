@@ -33,7 +33,7 @@ use rustix::net::netlink::CONNECTOR;
 use tokio::sync::mpsc;
 
 use super::clock::{awake_ns, since_boot_ns};
-use super::poll::{Control, Scan, SourceHandle};
+use super::poll::{self, Control, Scan, SourceHandle};
 use super::procfs::{Procfs, TICK_NS};
 use super::teller::{self, Feed, IDLE, Teller, Told};
 use super::{
@@ -89,8 +89,8 @@ pub(super) fn start(
         waiting: Vec::new(),
         taken_ns: 0,
     };
-    teller::spawn(SourceName::Netlink, "procmond-netlink", move || reader.run())?;
-    teller::spawn(SourceName::Netlink, "procmond-teller", move || teller.run())?;
+    poll::spawn(SourceName::Netlink, "procmond-netlink", move || reader.run())?;
+    poll::spawn(SourceName::Netlink, "procmond-teller", move || teller.run())?;
     Ok(SourceHandle::new(control))
 }
 

@@ -123,11 +123,21 @@ pub(super) fn start(
             }
         }
     };
-    thread::Builder::new()
-        .name("procmond-poll".to_owned())
-        .spawn(look_for_ever)
-        .map_err(|source| SourceError::NoThread { name: SourceName::Poll, source })?;
+    spawn(SourceName::Poll, "procmond-poll", look_for_ever)?;
     Ok(SourceHandle { control: Box::new(move |order| drop(wake.send(Wake::Control(order)))) })
+}
+
+/// Runs a part of a source on a thread of its own.
+pub(super) fn spawn(
+    source: SourceName,
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<(), SourceError> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| SourceError::NoThread { name: source, source: error })
 }
 
 #[cfg(test)]

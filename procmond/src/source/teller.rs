@@ -15,7 +15,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as blocking;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use daemoneye_lib::models::process::SourceName;
@@ -305,19 +304,6 @@ pub(super) fn is_to_end(orders: &blocking::Receiver<Control>) -> bool {
             Err(blocking::TryRecvError::Empty) => return false,
         }
     }
-}
-
-/// Runs a part of a source on a thread of its own.
-pub(super) fn spawn(
-    source: SourceName,
-    name: &str,
-    run: impl FnOnce() + Send + 'static,
-) -> Result<(), SourceError> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(run)
-        .map(drop)
-        .map_err(|error| SourceError::NoThread { name: source, source: error })
 }
 
 #[cfg(test)]

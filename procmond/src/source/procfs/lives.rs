@@ -10,10 +10,9 @@ use std::io::{PipeWriter, pipe};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
-use daemoneye_lib::models::process::Exit;
+use daemoneye_lib::models::process::{Exit, SourceName};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, Updater};
@@ -23,6 +22,7 @@ use super::files::Files;
 use super::stat;
 use crate::source::clock::since_boot_ns;
 use crate::source::native::is_ready_within;
+use crate::source::poll;
 
 /// Descriptors that are left to the rest of the program.
 const RESERVED: u64 = 1024;
@@ -71,7 +71,7 @@ impl Lives {
                 }
             }
         };
-        thread::Builder::new().name("procmond-ends".to_owned()).spawn(wait).ok()?;
+        poll::spawn(SourceName::Poll, "procmond-ends", wait).ok()?;
         Some(Self { epoll, end: descriptors_end(), _open: open })
     }
 
