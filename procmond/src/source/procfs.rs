@@ -447,20 +447,12 @@ impl Procfs {
     /// How long it has run, waited to run, and how often: nothing of that stays as it was when it
     /// runs. `None` if it is gone, or if the kernel does not count.
     fn ran(&mut self, pid: u32) -> Result<Ran, SourceError> {
-        match self.files.read(pid, "schedstat") {
-            Ok(bytes) => Ok(bytes.and_then(stat::parse_ran)),
-            Err(error) if is_refused(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(self.files.read_if_allowed(pid, "schedstat")?.and_then(stat::parse_ran))
     }
 
     fn group(&mut self, pid: u32) -> Result<Option<u64>, SourceError> {
         let hasher = self.known.hasher();
-        match self.files.read(pid, "cgroup") {
-            Ok(bytes) => Ok(bytes.map(|bytes| hasher.hash_one(bytes))),
-            Err(error) if is_refused(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(self.files.read_if_allowed(pid, "cgroup")?.map(|bytes| hasher.hash_one(bytes)))
     }
 
     fn stat(&mut self, pid: u32) -> Result<Option<Stat>, SourceError> {
@@ -475,11 +467,7 @@ impl Procfs {
     }
 
     fn ids(&mut self, pid: u32) -> Result<Option<Ids>, SourceError> {
-        match self.files.read(pid, "status") {
-            Ok(bytes) => Ok(bytes.and_then(stat::parse_ids)),
-            Err(error) if is_refused(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(self.files.read_if_allowed(pid, "status")?.and_then(stat::parse_ids))
     }
 }
 

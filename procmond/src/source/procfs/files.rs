@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::{is_gone, unreadable};
+use super::{is_gone, is_refused, unreadable};
 use crate::source::SourceError;
 
 /// Holds all of `stat` and `status`; what is longer is read in parts.
@@ -51,6 +51,18 @@ impl Files {
         self.path.clear();
         let _ = write!(self.path, "{pid}/{name}");
         self.read_path()
+    }
+
+    /// The same; `None` also if it may not be read, as under `hidepid`.
+    pub(super) fn read_if_allowed(
+        &mut self,
+        pid: u32,
+        name: &str,
+    ) -> Result<Option<&[u8]>, SourceError> {
+        match self.read(pid, name) {
+            Err(error) if is_refused(&error) => Ok(None),
+            read => read,
+        }
     }
 
     /// A file of a process, to be read again and again.
