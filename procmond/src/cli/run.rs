@@ -87,12 +87,9 @@ pub fn run(args: &RunArgs) -> ExitCode {
     for problem in not_given_up {
         warn!("{problem}");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        // The log and the source have threads of their own; what is left is little.
-        .worker_threads(2)
-        .thread_name("procmond-io")
-        .enable_all()
-        .build();
+    // The log and the source have threads of their own. Waking another for what is left would cost
+    // more than it takes.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => {
             runtime.block_on(collect(&config, socket, args.wait_for_agent, set_log_filter))

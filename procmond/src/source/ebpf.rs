@@ -1,18 +1,17 @@
 //! What the kernel tells of processes as it happens: tracepoints that write into a ring.
 //!
-//! The reader takes records out of the ring and does nothing else, so that it is there when there
-//! is more. The [`Teller`] makes of them what the monitor takes, and has iterators pass over all
-//! processes: every second for what no tracepoint tells (`setuid`, `setsid`), which goes into the
-//! ring, too; and for everything that is there instead of reading the process table. What finds no
-//! room in the ring is counted by the kernel's side.
+//! The [`Teller`] takes records out of the ring, makes of them what the monitor takes, and has
+//! iterators pass over all processes: every second for what no tracepoint tells (`setuid`,
+//! `setsid`), which goes into the ring, too; and for everything that is there instead of reading the
+//! process table. The ring is where things wait while it is at something else, and what finds no
+//! room there is counted by the kernel's side. Another thread to empty it would have to be woken,
+//! and wake this one: that takes longer than what both do.
 
 mod inventory;
 mod record;
 mod records;
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as blocking;
 use std::thread;
 use std::time::Duration;
@@ -26,7 +25,7 @@ use tokio::sync::mpsc;
 use super::clock::since_boot_ns;
 use super::native::is_ready_within;
 use super::poll::{self, Control, SourceHandle};
-use super::teller::{self, Feed, IDLE, Teller};
+use super::teller::{self, NoChunk, Teller};
 use super::{Observation, SourceError, SourceOptions};
 use inventory::Inventory;
 use records::Records;
@@ -68,14 +67,11 @@ pub(super) fn start(
     let Programs { inventory, ring, lost } = load(options.ring_bytes)?;
     let table = super::new_poll()?;
     let (control, orders) = blocking::channel();
-    let (chunks, taken) = blocking::sync_channel(Records::CHUNKS);
-    let drained = Arc::new(AtomicU64::new(0));
-    let reader = Reader { ring, tick: options.tick, chunks, drained: Arc::clone(&drained), orders };
+    let intake = Intake { ring, tick: options.tick, orders, state: State::Quiet, drained_ns: 0 };
     let hold = options.tick * HELD_TICKS;
     let records = Records { lost, inventory, page_bytes: rustix::param::page_size() as u64 };
-    let teller = Teller::new(records, table, hold, taken, drained, observations);
-    poll::spawn(SourceName::Ebpf, "procmond-ebpf", move || reader.run())?;
-    poll::spawn(SourceName::Ebpf, "procmond-teller", move || teller.run())?;
+    let teller = Teller::new(records, intake, table, hold, observations);
+    poll::spawn(SourceName::Ebpf, "procmond-ebpf", move || teller.run())?;
     Ok(SourceHandle::new(control))
 }
 
@@ -135,52 +131,69 @@ fn missing(part: &str) -> SourceError {
 }
 
 /// Takes records out of the ring.
-struct Reader {
+struct Intake {
     ring: RingBuf<MapData>,
     tick: Duration,
-    chunks: blocking::SyncSender<Vec<u8>>,
-    /// Everything that happened before this has been handed over, in nanoseconds since boot.
-    drained: Arc<AtomicU64>,
     orders: blocking::Receiver<Control>,
+    state: State,
+    /// Everything that happened before this has been taken, in nanoseconds since boot.
+    drained_ns: u64,
 }
 
-impl Reader {
-    fn run(mut self) {
-        loop {
-            let ends = teller::is_to_end(&self.orders);
-            if !self.drain() || ends {
-                return;
-            }
-            // A record that is there may not be finished yet.
-            if is_ready_within(&self.ring, IDLE) && !self.tick.is_zero() {
-                thread::sleep(self.tick);
+/// What the ring held when it was last looked into.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing: whatever comes next says so.
+    Quiet,
+    /// Some, so that there will be more in a moment: that is not waited for, but slept over.
+    Busy,
+    /// More than a chunk.
+    Full,
+    /// It is not looked into again.
+    Ended,
+}
+
+impl teller::Intake for Intake {
+    type Chunk = Vec<u8>;
+
+    fn take(&mut self, most: Duration) -> Result<Vec<u8>, NoChunk> {
+        match self.state {
+            State::Ended => return Err(NoChunk::Ever),
+            State::Full => {}
+            State::Quiet | State::Busy if most.is_zero() => return Err(NoChunk::Yet),
+            State::Busy if !self.tick.is_zero() => thread::sleep(self.tick.min(most)),
+            State::Quiet | State::Busy => {
+                // A record that is there may not be finished yet.
+                if is_ready_within(&self.ring, most) && !self.tick.is_zero() {
+                    thread::sleep(self.tick);
+                }
             }
         }
+        let ends = teller::is_to_end(&self.orders);
+        let before_ns = since_boot_ns();
+        let mut chunk = Vec::new();
+        // Whatever is there when it ends belongs to it.
+        while (chunk.len() < CHUNK_BYTES || ends)
+            && let Some(record) = self.ring.next()
+        {
+            chunk.extend_from_slice(&(record.len() as u32).to_ne_bytes());
+            chunk.extend_from_slice(&record);
+        }
+        self.state = match chunk.len() {
+            _ if ends => State::Ended,
+            0 => State::Quiet,
+            CHUNK_BYTES.. => State::Full,
+            _ => State::Busy,
+        };
+        // Behind a record that another processor has not finished there may be others.
+        if self.state != State::Full && !is_ready_within(&self.ring, Duration::ZERO) {
+            self.drained_ns = before_ns;
+        }
+        if chunk.is_empty() { Err(NoChunk::Yet) } else { Ok(chunk) }
     }
 
-    /// Hands over what is there; false if nobody takes it any more.
-    fn drain(&mut self) -> bool {
-        loop {
-            let before_ns = since_boot_ns();
-            let mut chunk = Vec::new();
-            while chunk.len() < CHUNK_BYTES
-                && let Some(record) = self.ring.next()
-            {
-                chunk.extend_from_slice(&(record.len() as u32).to_ne_bytes());
-                chunk.extend_from_slice(&record);
-            }
-            let whole = chunk.len() < CHUNK_BYTES;
-            if !chunk.is_empty() && self.chunks.send(chunk).is_err() {
-                return false;
-            }
-            if whole {
-                // Behind a record that another processor has not finished there may be others.
-                if !is_ready_within(&self.ring, Duration::ZERO) {
-                    self.drained.store(before_ns, Ordering::Release);
-                }
-                return true;
-            }
-        }
+    fn drained_ns(&self) -> u64 {
+        self.drained_ns
     }
 }
 

@@ -35,7 +35,7 @@ use tokio::sync::mpsc;
 use super::clock::{awake_ns, since_boot_ns};
 use super::poll::{self, Control, Scan, SourceHandle};
 use super::procfs::{Procfs, TICK_NS};
-use super::teller::{self, Feed, IDLE, Teller, Told};
+use super::teller::{self, Feed, HandedOver, IDLE, Teller, Told};
 use super::{
     Facts, Happening, Observation, ProcessTable, SourceError, SourceOptions, What, exit_of,
 };
@@ -72,8 +72,8 @@ pub(super) fn start(
     let drained = Arc::new(AtomicU64::new(0));
     let lost = Arc::new(AtomicU64::new(0));
     let feed = Tellings { found, lost: Arc::clone(&lost) };
-    let teller =
-        Teller::new(feed, super::new_poll()?, HOLD, taken, Arc::clone(&drained), observations);
+    let intake = HandedOver { chunks: taken, drained: Arc::clone(&drained) };
+    let teller = Teller::new(feed, intake, super::new_poll()?, HOLD, observations);
     let reader = Reader {
         socket,
         usages,
@@ -135,7 +135,7 @@ struct Tellings {
 
 impl Feed for Tellings {
     const NAME: SourceName = SourceName::Netlink;
-    type Chunk = Told<u64>;
+    type Intake = HandedOver<Told<u64>>;
     type Lost = u64;
     // While the reader waits, processes end that it has not looked at.
     const CHUNKS: usize = 4096;

@@ -1,15 +1,15 @@
 //! Telling the monitor what the kernel tells.
 //!
-//! A source that is told of things has two threads. Its reader takes what the kernel tells and
-//! hands it over in chunks, with the moment up to which it has taken everything; the teller makes
-//! of that what the monitor takes, and looks at the process table: once when the source is in
-//! place, after every overrun, and every now and then for what the kernel does not tell.
+//! What the kernel tells comes in chunks, with the moment up to which everything has been taken; the
+//! teller makes of that what the monitor takes, and looks at the process table: once when the
+//! source is in place, after every overrun, and every now and then for what the kernel does not
+//! tell. Chunks are taken by itself, or come from a reader, which is another thread.
 //!
 //! A process most often runs a program right after it was made. The teller holds what happens back
 //! for a moment behind a fork that is not followed by that yet, so that both are one start.
 //!
-//! When the teller is behind, the reader waits, and the kernel's room fills; what finds none is
-//! counted there and told as an overrun.
+//! When the teller is behind, the kernel's room fills; what finds none is counted there and told as
+//! an overrun.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,17 +38,64 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How much longer than that takes it is left alone.
 const SWEEP_REST: u32 = 20;
 
-/// What a source's reader hands over, and what it means.
+/// Why there is no chunk.
+pub(super) enum NoChunk {
+    /// Nothing has come yet.
+    Yet,
+    /// Nothing comes any more.
+    Ever,
+}
+
+/// Where chunks are taken from.
+pub(super) trait Intake: Send + 'static {
+    /// What is taken at once.
+    type Chunk;
+
+    /// The next chunk, if it comes within this time.
+    fn take(&mut self, most: Duration) -> Result<Self::Chunk, NoChunk>;
+
+    /// Everything that happened before this has been taken or is taken next, in nanoseconds since
+    /// boot.
+    fn drained_ns(&self) -> u64;
+}
+
+/// Chunks that a reader hands over.
+pub(super) struct HandedOver<C> {
+    pub(super) chunks: blocking::Receiver<C>,
+    /// Everything that happened before this has been handed over.
+    pub(super) drained: Arc<AtomicU64>,
+}
+
+impl<C: Send + 'static> Intake for HandedOver<C> {
+    type Chunk = C;
+
+    fn take(&mut self, most: Duration) -> Result<C, NoChunk> {
+        self.chunks.recv_timeout(most).map_err(|why| match why {
+            blocking::RecvTimeoutError::Timeout => NoChunk::Yet,
+            blocking::RecvTimeoutError::Disconnected => NoChunk::Ever,
+        })
+    }
+
+    fn drained_ns(&self) -> u64 {
+        self.drained.load(Ordering::Acquire)
+    }
+}
+
+/// What a source's chunks mean.
 pub(super) trait Feed: Send + 'static {
     /// The source.
     const NAME: SourceName;
-    /// What is handed over at once.
-    type Chunk: Send + 'static;
-    /// How many of these wait for the teller; the reader waits beyond that.
+    /// Where its chunks come from.
+    type Intake: Intake;
+    /// How many of them are taken before anything is told.
     const CHUNKS: usize;
 
     /// What a chunk holds, one thing after another.
-    fn unpack(&mut self, chunk: Self::Chunk, table: &mut Procfs) -> Vec<Told<Self::Lost>>;
+    fn unpack(
+        &mut self,
+        chunk: <Self::Intake as Intake>::Chunk,
+        table: &mut Procfs,
+    ) -> Vec<Told<Self::Lost>>;
 
     /// What is counted that found no room.
     type Lost: Lost;
@@ -98,9 +145,7 @@ pub(super) struct Told<L> {
 /// Tells the monitor.
 pub(super) struct Teller<F: Feed> {
     feed: F,
-    taken: blocking::Receiver<F::Chunk>,
-    /// Everything that happened before this has been handed over, in nanoseconds since boot.
-    drained: Arc<AtomicU64>,
+    intake: F::Intake,
     /// How many were told to be lost.
     told_lost: F::Lost,
     /// When the last thing happened that was told, in nanoseconds since boot.
@@ -114,19 +159,17 @@ pub(super) struct Teller<F: Feed> {
 }
 
 impl<F: Feed> Teller<F> {
-    /// One that tells what `taken` gives, and holds a fork back for as long as `hold` at most.
+    /// One that tells what `intake` gives, and holds a fork back for as long as `hold` at most.
     pub(super) fn new(
         feed: F,
+        intake: F::Intake,
         table: Procfs,
         hold: Duration,
-        taken: blocking::Receiver<F::Chunk>,
-        drained: Arc<AtomicU64>,
         observations: mpsc::Sender<Observation>,
     ) -> Self {
         Self {
             feed,
-            taken,
-            drained,
+            intake,
             told_lost: F::Lost::default(),
             last_ns: since_boot_ns(),
             observations,
@@ -136,7 +179,7 @@ impl<F: Feed> Teller<F> {
         }
     }
 
-    /// Tells until the reader has ended or nobody listens any more.
+    /// Tells until nothing comes any more or nobody listens.
     pub(super) fn run(mut self) {
         // Processes that are there come first. What happens to them meanwhile waits in the ring.
         let Some(()) = self.look(false) else { return };
@@ -145,18 +188,18 @@ impl<F: Feed> Teller<F> {
         loop {
             let most = if self.pending.is_empty() { IDLE } else { self.hold };
             let wait = look_at.min(sweep_at).saturating_duration_since(Instant::now()).min(most);
-            let told = match self.taken.recv_timeout(wait) {
+            let told = match self.intake.take(wait) {
                 Ok(chunk) => self.take(chunk),
-                Err(blocking::RecvTimeoutError::Timeout) => self.take_rest(),
-                Err(blocking::RecvTimeoutError::Disconnected) => {
-                    // The reader has ended, and the monitor is told whatever it had read.
+                Err(NoChunk::Yet) => self.take_rest(),
+                Err(NoChunk::Ever) => {
+                    // The monitor is told whatever there was.
                     self.tell(self.pending.len());
                     self.take_rest();
                     return;
                 }
             };
             // Whatever happened before this is either taken or waits to be.
-            let drained_ns = self.drained.load(Ordering::Acquire);
+            let drained_ns = self.intake.drained_ns();
             let Some(overrun) = told.zip(self.take_all()).map(|(one, all)| one | all) else {
                 return;
             };
@@ -189,12 +232,11 @@ impl<F: Feed> Teller<F> {
             Err(error) => Observation::Failed(error),
         };
         let looked_ns = since_boot_ns();
-        // A reader that has ended hands over nothing any more.
-        while told_first && self.drained.load(Ordering::Acquire) < looked_ns {
-            match self.taken.recv_timeout(IDLE) {
+        while told_first && self.intake.drained_ns() < looked_ns {
+            match self.intake.take(IDLE) {
                 Ok(chunk) => self.take(chunk).map(drop)?,
-                Err(blocking::RecvTimeoutError::Timeout) => {}
-                Err(blocking::RecvTimeoutError::Disconnected) => break,
+                Err(NoChunk::Yet) => {}
+                Err(NoChunk::Ever) => break,
             }
         }
         if told_first {
@@ -208,14 +250,14 @@ impl<F: Feed> Teller<F> {
     fn take_all(&mut self) -> Option<bool> {
         let mut overrun = false;
         for _ in 0..F::CHUNKS {
-            let Ok(chunk) = self.taken.try_recv() else { break };
+            let Ok(chunk) = self.intake.take(Duration::ZERO) else { break };
             overrun |= self.take(chunk)?;
         }
         Some(overrun)
     }
 
     /// Takes what a chunk holds, and says whether something had found no room before it.
-    fn take(&mut self, chunk: F::Chunk) -> Option<bool> {
+    fn take(&mut self, chunk: <F::Intake as Intake>::Chunk) -> Option<bool> {
         let mut overrun = false;
         for told in self.feed.unpack(chunk, &mut self.table) {
             overrun |= self.tell_overrun(told.lost, told.at_ns)?;
@@ -230,7 +272,7 @@ impl<F: Feed> Teller<F> {
         let now_ns = since_boot_ns();
         let lost = self.feed.lost().unwrap_or(self.told_lost);
         // What is still in the ring says better when it was.
-        let is_read = self.drained.load(Ordering::Acquire) > self.last_ns;
+        let is_read = self.intake.drained_ns() > self.last_ns;
         if is_read { self.tell_overrun(lost, now_ns) } else { Some(false) }
     }
 

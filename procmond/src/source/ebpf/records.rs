@@ -3,6 +3,7 @@
 use aya::maps::{Array, MapData};
 use daemoneye_lib::models::process::{Completeness, KeyPrecision, SourceName};
 
+use super::Intake;
 use super::inventory::Inventory;
 use super::record::{Kind, Lost, Record};
 use crate::source::poll::Scan;
@@ -10,7 +11,7 @@ use crate::source::procfs::Procfs;
 use crate::source::teller::{Feed, Told};
 use crate::source::{Facts, Happening, ProcessTable, SourceError, What};
 
-/// What the reader takes out of the ring, and what the iterators find.
+/// What is taken out of the ring, and what the iterators find.
 pub(super) struct Records {
     pub(super) lost: Array<MapData, [u32; 3]>,
     pub(super) inventory: Inventory,
@@ -19,8 +20,7 @@ pub(super) struct Records {
 
 impl Feed for Records {
     const NAME: SourceName = SourceName::Ebpf;
-    type Chunk = Vec<u8>;
-    // The ring is where things wait, and where it is known how many do not.
+    type Intake = Intake;
     const CHUNKS: usize = 4;
     type Lost = Lost;
 

@@ -115,18 +115,19 @@ fn what_is_known_is_not_read_or_told_again() {
 /// A kernel that does not take the iterators has its process table read.
 #[test]
 fn without_iterators_the_process_table_is_read() {
-    let Some(Programs { mut inventory, lost, .. }) = loaded() else { return };
+    let Some(Programs { mut inventory, ring, lost }) = loaded() else { return };
     inventory.give_up(&missing("on_look"));
     let procfs = crate::source::new_poll().unwrap();
     let (sender, mut observations) = mpsc::channel(1);
-    let (chunks, taken) = blocking::sync_channel(1);
-    let drained = Arc::new(AtomicU64::new(0));
+    let (control, orders) = blocking::channel();
+    let tick = Duration::ZERO;
+    let intake = Intake { ring, tick, orders, state: State::Quiet, drained_ns: 0 };
     let records = Records { lost, inventory, page_bytes: 4096 };
-    let teller = Teller::new(records, procfs, Duration::ZERO, taken, drained, sender);
+    let teller = Teller::new(records, intake, procfs, tick, sender);
     let teller = thread::spawn(move || teller.run());
     let Some(Observation::Snapshot(table)) = observations.blocking_recv() else { panic!() };
     assert_eq!((table.source, table.is_told), (SourceName::Poll, true));
     assert!(table.processes.iter().any(|process| process.pid == std::process::id()));
-    drop(chunks);
+    drop(control);
     teller.join().unwrap();
 }
