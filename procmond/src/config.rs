@@ -139,6 +139,7 @@ impl Config {
             "The directory of the write-ahead log. One procmond holds it at a time.",
         );
         let retire = declare_retire(loader, &wal_dir);
+        let see = declare_seeing(loader);
         Self {
             collector_id: loader.parsed(
                 "collector.id",
@@ -162,8 +163,8 @@ impl Config {
             ),
             commit_delay: loader.millis(
                 "wal.commit_delay_ms",
-                log.commit_delay,
-                ms(0)..=ms(1000),
+                (see.tick * 5 / 2).min(COMMIT_DELAY_MAX),
+                Duration::ZERO..=COMMIT_DELAY_MAX,
                 "How long an event may wait for others to share one sync with. 0 syncs at once.",
             ),
             commit_bytes: loader.bytes(
@@ -204,7 +205,7 @@ impl Config {
                 SourceChoice::CHOICES,
                 "What to see processes with: ebpf, netlink or poll; auto takes the first that works.",
             ),
-            see: declare_seeing(loader),
+            see,
             tell: declare_telling(loader),
             shutdown_timeout: loader.millis(
                 "shutdown.timeout_ms",
@@ -239,6 +240,10 @@ impl Config {
         }
     }
 }
+
+/// The longest commit delay. By default it is two and a half ticks of what sees: whoever wants to
+/// hear of everything at once wants no delay here either, and whoever wants it cheap wants more.
+const COMMIT_DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// How processes are seen, whatever sees them.
 fn declare_seeing(loader: &mut Loader) -> SourceOptions {

@@ -531,13 +531,10 @@ impl WriteAheadLog {
             self.inner.desk.shed_spare();
         }
         let last = state.last;
-        let first_to_wait = state.waiting_since.is_none();
-        if first_to_wait {
-            state.waiting_since = Some(Instant::now());
-        }
+        let call = state.wait_for_commit(options.commit_delay);
         let after = state.group.pending_bytes();
         let full = before < options.commit_bytes && after >= options.commit_bytes;
-        Ok((last, first_to_wait || full))
+        Ok((last, call || full))
     }
 
     /// Resolves when a sequence is durable. May be dropped and asked again.
@@ -630,10 +627,7 @@ impl WriteAheadLog {
         }
         if sequence > state.watermark {
             state.watermark = sequence;
-            let call = state.waiting_since.is_none();
-            if call {
-                state.waiting_since = Some(Instant::now());
-            }
+            let call = state.wait_for_commit(self.inner.shared.options.commit_delay);
             // A disk that refuses is tried again at once: this may be what makes room.
             let refused = state.refusing.is_some();
             state.retry |= refused;
@@ -652,9 +646,9 @@ impl WriteAheadLog {
         let mut state = self.inner.shared.lock();
         state.retain_from = Some(sequence);
         // Segments may be free to go now: the writer looks, as after an acknowledgement.
-        if state.waiting_since.is_none() {
-            state.waiting_since = Some(Instant::now());
-            drop(state);
+        let call = state.wait_for_commit(self.inner.shared.options.commit_delay);
+        drop(state);
+        if call {
             self.inner.shared.call_writer();
         }
     }

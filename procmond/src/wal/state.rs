@@ -182,6 +182,22 @@ impl State {
         self.shut.clone().or_else(|| self.refusing.clone()).map(Err)
     }
 
+    /// Whether the writer thread has to be called to be there then.
+    pub(crate) fn writer_sleeps_beyond(&self, at: Instant) -> bool {
+        self.wakes_at.is_none_or(|wakes_at| wakes_at > at)
+    }
+
+    /// Something waits for the next commit from now on; says whether the writer thread has to be
+    /// called for that.
+    pub(crate) fn wait_for_commit(&mut self, delay: Duration) -> bool {
+        if self.waiting_since.is_some() {
+            return false;
+        }
+        let now = Instant::now();
+        self.waiting_since = Some(now);
+        self.writer_sleeps_beyond(now + delay)
+    }
+
     pub(crate) fn has_room(&self, queue_bytes: usize) -> bool {
         !self.new_stream.is_under_way() && self.group.pending_bytes() < queue_bytes
     }

@@ -45,6 +45,10 @@ const LINGER: Duration = Duration::from_micros(30);
 const SEAL_DELAY: Duration = Duration::from_millis(50);
 /// A prepared segment is asked for when this part of the active one is written.
 const PREPARE_AT: u64 = 4;
+/// A segment that grows is left for a prepared one when it has this much, since every sync of it
+/// writes the file's metadata as well; unless it holds little more than that anyway.
+const GROWN_BYTES: u64 = 1 << 20;
+const GROWN_PART: u64 = 8;
 
 /// The segment being written.
 pub(super) struct Active {
@@ -182,13 +186,18 @@ enum FailureKind {
 /// The writer thread: writes whenever something is due, until the log is closed or has failed for
 /// good.
 pub(super) fn run(shared: &Shared, writer: &Mutex<Writer>) {
+    let delay = shared.options.commit_delay;
+    let mut beat = None;
     loop {
-        wait_until_due(shared);
+        wait_until_due(shared, beat);
         let mut writer = lock(writer);
         writer.linger();
         if !writer.serve() {
             return;
         }
+        // Where records came there will be more: what comes before the beat goes with it, and need
+        // not wake this thread to say so.
+        beat = (writer.cohort > 0 && !delay.is_zero()).then(|| Instant::now() + delay);
     }
 }
 
@@ -197,8 +206,8 @@ pub(super) fn lock(writer: &Mutex<Writer>) -> MutexGuard<'_, Writer> {
     writer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits for a call, the commit delay, or what else is due.
-fn wait_until_due(shared: &Shared) {
+/// Waits for a call, the commit delay, or what else is due. What waits at the beat is due then.
+fn wait_until_due(shared: &Shared, mut beat: Option<Instant>) {
     let options = &shared.options;
     let mut state = shared.lock();
     loop {
@@ -214,11 +223,10 @@ fn wait_until_due(shared: &Shared) {
         }
         // While the system refuses, only another attempt is due.
         let waiting = state.waiting_since.filter(|_| !refusing).map(|s| s + options.commit_delay);
-        let next = match (waiting, state.due) {
-            (Some(waiting), Some(due)) => Some(waiting.min(due)),
-            (one, other) => one.or(other),
-        };
-        let timeout = next.map(|next| next.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        beat = beat.filter(|beat| waiting.is_some() || *beat > now);
+        let next = [waiting, state.due, beat].into_iter().flatten().min();
+        let timeout = next.map(|next| next.saturating_duration_since(now));
         if timeout.is_some_and(|left| left.is_zero()) {
             return;
         }
@@ -282,11 +290,7 @@ impl Writer {
         };
         let mut state = self.shared.lock();
         state.due = due;
-        let oversleeps = match (due, state.wakes_at) {
-            (Some(due), Some(wakes_at)) => wakes_at > due,
-            (due, None) => due.is_some(),
-            (None, Some(_)) => false,
-        };
+        let oversleeps = due.is_some_and(|due| state.writer_sleeps_beyond(due));
         drop(state);
         if oversleeps {
             self.shared.call_writer();
@@ -420,7 +424,7 @@ impl Writer {
     /// asked for or due.
     fn write_group(&mut self, control: bool) -> Result<(), Failure> {
         let mut control = control;
-        if self.abandoned || self.rotation_is_due() {
+        if self.abandoned || self.rotation_is_due() || self.has_better() {
             self.rotate()?;
             // The new segment's header says what the control record would.
             control = false;
@@ -513,9 +517,10 @@ impl Writer {
         if self.shared.options.sync.is_always() {
             self.watermark_synced = active.watermark;
         }
-        let segment_bytes = self.shared.options.segment_bytes;
+        let part = self.shared.options.segment_bytes / PREPARE_AT;
+        let at = if active.prepared_bytes == 0 { part.min(GROWN_BYTES) } else { part };
         // Once: the keeper is a thread that has to be woken.
-        if !active.asked && end - EMPTY_BYTES >= segment_bytes / PREPARE_AT {
+        if !active.asked && end - EMPTY_BYTES >= at {
             active.asked = true;
             self.desk.want_spare();
         }
@@ -628,6 +633,14 @@ impl Writer {
     fn rotation_is_due(&self) -> bool {
         !self.active.is_empty()
             && self.active.began.left(self.shared.options.rotate).is_some_and(|left| left.is_zero())
+    }
+
+    /// Whether the active segment grows and another need not.
+    fn has_better(&self) -> bool {
+        self.active.prepared_bytes == 0
+            && self.active.asked
+            && self.shared.options.segment_bytes >= GROWN_BYTES * GROWN_PART
+            && self.desk.has_spare()
     }
 
     /// Begins the next segment.
