@@ -18,6 +18,7 @@ mod text;
 mod word;
 
 use std::fmt;
+use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 use serde::ser::SerializeSeq;
@@ -99,7 +100,7 @@ impl RawArgv {
         });
         let mut secrets = Secrets::default();
         scan::scan_command(words, &mut secrets);
-        let terminated = secrets.replace_in(&self.terminated, REDACTED.as_bytes());
+        let terminated = secrets.replace_in(&self.terminated, REDACTED.as_bytes()).into();
         let mut argv = RedactedArgv { terminated, truncated: self.truncated };
         argv.cut(ARGV_BYTES_MAX);
         argv
@@ -118,8 +119,8 @@ impl fmt::Debug for RawArgv {
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
 pub struct RedactedArgv {
     /// Each argument followed by a zero byte: half the memory and an eighth of the allocations of
-    /// a vector of vectors.
-    terminated: Vec<u8>,
+    /// a vector of vectors. Clones share them.
+    terminated: Arc<[u8]>,
     truncated: bool,
 }
 
@@ -139,8 +140,8 @@ impl RedactedArgv {
     pub fn cut(&mut self, bytes_max: usize) -> bool {
         let is_longer = self.terminated.len() > bytes_max;
         if is_longer {
-            self.terminated.truncate(bytes_max.saturating_sub(1));
-            self.terminated.push(0);
+            let kept = &self.terminated[..bytes_max.saturating_sub(1)];
+            self.terminated = [kept, &[0]].concat().into();
             self.truncated = true;
         }
         is_longer
@@ -155,7 +156,7 @@ impl RedactedArgv {
 
     /// Whether there are none.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.terminated.is_empty()
     }
 

@@ -26,6 +26,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use daemoneye_lib::display;
@@ -179,7 +180,7 @@ pub enum What {
         /// The group's path.
         cgroup: ByteString,
         /// The container that the path names.
-        container_id: Option<String>,
+        container_id: Option<Arc<str>>,
     },
     /// It ended.
     Exited(Exit, Box<Facts>),
@@ -237,7 +238,7 @@ pub struct Facts {
     pub login_uid: Option<u32>,
     pub session: Option<u32>,
     pub cgroup: Option<ByteString>,
-    pub container_id: Option<String>,
+    pub container_id: Option<Arc<str>>,
     pub namespaces: Option<Namespaces>,
     pub capabilities: Option<Capabilities>,
     pub exe_sha256: Option<Sha256>,

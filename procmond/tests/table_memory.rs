@@ -52,7 +52,7 @@ fn process(pid: u32) -> ObservedProcess {
     facts.argv = Some(RawArgv::from_args(&argv).redact());
     facts.cwd = Some("/var/lib/some-service/instances".into());
     facts.cgroup = Some("/system.slice/some-service.service/instance-0123456789".into());
-    facts.container_id = Some("0123456789abcdef".repeat(4));
+    facts.container_id = Some("0123456789abcdef".repeat(4).into());
     facts.namespaces = Some(Namespaces::default());
     let start_centis = u64::from(pid);
     ObservedProcess { pid, start_centis, start_ns: None, facts: Some(Box::new(facts)), ended: None }

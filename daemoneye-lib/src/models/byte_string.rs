@@ -2,23 +2,25 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::display;
 
-/// A name, path or argument as the kernel holds it: bytes, usually but not always UTF-8.
+/// A name, path or argument as the kernel holds it: bytes, usually but not always UTF-8. Clones
+/// share them.
 ///
 /// JSON shows a string where the bytes are UTF-8 and `{"bytes": "<hex>"}` where they are not, so
 /// nothing is lost. `Display` and `Debug` escape everything a terminal could act upon.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
-pub struct ByteString(Vec<u8>);
+pub struct ByteString(Arc<[u8]>);
 
 impl ByteString {
     /// Takes the bytes as they are.
     #[must_use]
-    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+    pub fn new(bytes: impl Into<Arc<[u8]>>) -> Self {
         Self(bytes.into())
     }
 
@@ -56,7 +58,7 @@ impl ByteString {
 
 impl From<&str> for ByteString {
     fn from(text: &str) -> Self {
-        Self(text.as_bytes().to_vec())
+        Self(text.as_bytes().into())
     }
 }
 

@@ -95,7 +95,7 @@ impl Event {
     /// The encoded event.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(256);
+        let mut bytes = Vec::with_capacity(512);
         self.encode_into(&mut bytes);
         bytes
     }

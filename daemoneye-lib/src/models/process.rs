@@ -8,6 +8,7 @@ mod key;
 pub use key::{KeyPrecision, ProcessKey};
 
 use std::fmt;
+use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 use serde::ser::SerializeMap;
@@ -95,7 +96,7 @@ pub struct ProcessEvent {
     pub cgroup: Option<ByteString>,
     /// The container, where the control group names one: 64 hexadecimal digits.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container_id: Option<String>,
+    pub container_id: Option<Arc<str>>,
     /// The namespaces it lives in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<Namespaces>,

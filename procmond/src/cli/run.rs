@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::Args;
 use daemoneye_eventbus::{ClientOptions, Role, Topic};
@@ -255,8 +256,15 @@ fn report(log: &WriteAheadLog, recovery: &Recovery) {
 /// The topic of a kind byte. Our own log holds only kinds that we wrote; another program's would
 /// not be read as events.
 fn topic_of(kind: u8) -> Topic {
-    let name = EventKind::from_u8(kind).map_or("events.unrecognised", EventKind::topic);
-    Topic::new(name).expect("the topics of this crate are well-formed")
+    /// By kind, made once: the same topics are known to be so at a glance.
+    static TOPICS: LazyLock<Vec<Topic>> = LazyLock::new(|| {
+        let name = |kind| EventKind::from_u8(kind).map_or("events.unrecognised", EventKind::topic);
+        let topic =
+            |kind| Topic::new(name(kind)).expect("the topics of this crate are well-formed");
+        (0..=EventKind::Gap.as_u8()).map(topic).collect()
+    });
+    // No kind is zero.
+    TOPICS.get(usize::from(kind)).unwrap_or(&TOPICS[0]).clone()
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ pub(super) fn start(
     let Programs { inventory, ring, lost } = load(options.ring_bytes)?;
     let table = super::new_poll()?;
     let (control, orders) = blocking::channel();
-    let intake = Intake { ring, tick: options.tick, orders, state: State::Quiet, drained_ns: 0 };
+    let intake = Intake::new(ring, options.tick, orders);
     let hold = options.tick * HELD_TICKS;
     let records = Records { lost, inventory, page_bytes: rustix::param::page_size() as u64 };
     let teller = Teller::new(records, intake, table, hold, observations);
@@ -136,6 +136,8 @@ struct Intake {
     tick: Duration,
     orders: blocking::Receiver<Control>,
     state: State,
+    /// Bytes of the last chunk: the next has about as many.
+    chunk_bytes: usize,
     /// Everything that happened before this has been taken, in nanoseconds since boot.
     drained_ns: u64,
 }
@@ -151,6 +153,12 @@ enum State {
     Full,
     /// It is not looked into again.
     Ended,
+}
+
+impl Intake {
+    fn new(ring: RingBuf<MapData>, tick: Duration, orders: blocking::Receiver<Control>) -> Self {
+        Self { ring, tick, orders, state: State::Quiet, chunk_bytes: 0, drained_ns: 0 }
+    }
 }
 
 impl teller::Intake for Intake {
@@ -171,7 +179,7 @@ impl teller::Intake for Intake {
         }
         let ends = teller::is_to_end(&self.orders);
         let before_ns = since_boot_ns();
-        let mut chunk = Vec::new();
+        let mut chunk = Vec::with_capacity(self.chunk_bytes);
         // Whatever is there when it ends belongs to it.
         while (chunk.len() < CHUNK_BYTES || ends)
             && let Some(record) = self.ring.next()
@@ -179,6 +187,7 @@ impl teller::Intake for Intake {
             chunk.extend_from_slice(&(record.len() as u32).to_ne_bytes());
             chunk.extend_from_slice(&record);
         }
+        self.chunk_bytes = chunk.len();
         self.state = match chunk.len() {
             _ if ends => State::Ended,
             0 => State::Quiet,

@@ -31,6 +31,7 @@ use std::hash::BuildHasher;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -113,7 +114,7 @@ struct Marks {
 
 impl Procfs {
     /// A process's control group, and the container it names; `None` if it is gone.
-    pub(super) fn cgroup_of(&mut self, pid: u32) -> Option<(ByteString, Option<String>)> {
+    pub(super) fn cgroup_of(&mut self, pid: u32) -> Option<(ByteString, Option<Arc<str>>)> {
         details::cgroup(self.files.read(pid, "cgroup").ok()??)
     }
 

@@ -121,7 +121,7 @@ fn without_iterators_the_process_table_is_read() {
     let (sender, mut observations) = mpsc::channel(1);
     let (control, orders) = blocking::channel();
     let tick = Duration::ZERO;
-    let intake = Intake { ring, tick, orders, state: State::Quiet, drained_ns: 0 };
+    let intake = Intake::new(ring, tick, orders);
     let records = Records { lost, inventory, page_bytes: 4096 };
     let teller = Teller::new(records, intake, procfs, tick, sender);
     let teller = thread::spawn(move || teller.run());

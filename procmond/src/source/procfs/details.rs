@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::process::{Completeness, Namespaces};
@@ -210,7 +211,7 @@ fn parse_login_uid(bytes: &[u8]) -> Option<u32> {
 }
 
 /// The control group and the container it names, of what the file of that name says.
-pub(super) fn cgroup(bytes: &[u8]) -> Option<(ByteString, Option<String>)> {
+pub(super) fn cgroup(bytes: &[u8]) -> Option<(ByteString, Option<Arc<str>>)> {
     let path = parse_cgroup(bytes)?;
     let most = path.len().min(PATH_BYTES_MAX);
     Some((ByteString::new(&path[..most]), container_id(path)))
@@ -232,12 +233,13 @@ fn parse_cgroup(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 /// 64 hexadecimal digits by themselves in the last part of the path that has them.
-fn container_id(cgroup: &[u8]) -> Option<String> {
+fn container_id(cgroup: &[u8]) -> Option<Arc<str>> {
     let is_hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
     cgroup
         .split(|byte| !is_hex(byte))
         .rfind(|run| run.len() == 64)
-        .map(|run| OsStr::from_bytes(run).to_string_lossy().into_owned())
+        .and_then(|run| std::str::from_utf8(run).ok())
+        .map(Arc::from)
 }
 
 /// The number in `pid:[4026531836]`.
@@ -255,9 +257,10 @@ mod tests {
         let id = "ab12".repeat(16);
         let docker = format!("0::/system.slice/docker-{id}.scope\n");
         let path = parse_cgroup(docker.as_bytes()).unwrap();
-        assert_eq!(container_id(path), Some(id.clone()));
+        assert_eq!(container_id(path).as_deref(), Some(id.as_str()));
         let old = format!("5:memory:/m\n1:name=systemd:/kubepods/pod1/{id}\n");
-        assert_eq!(container_id(parse_cgroup(old.as_bytes()).unwrap()), Some(id));
+        let path = parse_cgroup(old.as_bytes()).unwrap();
+        assert_eq!(container_id(path).as_deref(), Some(id.as_str()));
         assert_eq!(parse_cgroup(b"5:memory:/m:x\n"), Some(&b"/m:x"[..]));
         assert_eq!(container_id(b"/user.slice"), None);
         assert_eq!(parse_cgroup(b""), None);
