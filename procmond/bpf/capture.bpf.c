@@ -26,6 +26,9 @@ enum {
 enum { LOST_STARTS, LOST_CHANGES, LOST_STOPS, LOST_KINDS };
 // Longer than it takes to tell of a beginning.
 #define YOUNG_NS 100000000ULL
+// In each turn so many nanoseconds long every so many-th process is looked at though it has not run.
+#define TURN_NS 1000000000ULL
+#define TURNS 8
 enum { ARGV_BYTES = 4096, PATH_BYTES = 2048, NAME_BYTES = 256, PARTS_MAX = 64 };
 
 struct event {
@@ -99,11 +102,16 @@ union seen {
 };
 
 // As it was when it was last told.
+struct last {
+	u64 run_ns; // How long the first thread had run before that was looked at.
+	union seen seen;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, u32);
-	__type(value, union seen);
+	__type(value, struct last);
 } last_seen SEC(".maps");
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -129,49 +137,53 @@ static __always_inline void send(struct event *event, u64 bytes, u32 lost_as)
 		__sync_fetch_and_add(&counts[lost_as], 1);
 }
 
+// What the verifier knows to be a kernel's structure is read as it stands there, which gives zeroes
+// where there is none; a helper for each field would take most of the time. Kernels that know which
+// pointers may be gone want those looked at first.
 static __always_inline struct event *about(struct task_struct *task, u32 kind)
 {
 	struct event *event = place_for(kind);
-	if (!event)
-		return 0;
-	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	struct task_struct *leader = task->group_leader;
 	// Threads may have others; what counts is what the process list shows.
-	const struct cred *cred = BPF_CORE_READ(leader, cred);
-	struct nsproxy *namespaces = BPF_CORE_READ(task, nsproxy);
-	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	const struct cred *cred = leader->cred;
+	struct task_struct *parent = leader->real_parent;
+	if (!event || !cred || !parent)
+		return 0;
+	struct nsproxy *namespaces = task->nsproxy;
+	struct pid *pid = leader->thread_pid;
 	struct upid innermost = {};
 
 	event->kind = kind;
 	event->flags = 0;
 	event->time_ns = bpf_ktime_get_boot_ns();
-	event->start_ns = BPF_CORE_READ(leader, start_boottime);
-	event->pid = BPF_CORE_READ(task, tgid);
-	event->ppid = BPF_CORE_READ(leader, real_parent, tgid);
+	event->start_ns = leader->start_boottime;
+	event->pid = task->tgid;
+	event->ppid = parent->tgid;
 	event->forker = event->ppid;
-	event->session = BPF_CORE_READ(task, signal, pids[PIDTYPE_SID], numbers[0].nr);
-	event->uid = BPF_CORE_READ(cred, uid.val);
-	event->euid = BPF_CORE_READ(cred, euid.val);
-	event->gid = BPF_CORE_READ(cred, gid.val);
-	event->egid = BPF_CORE_READ(cred, egid.val);
+	event->session = task->signal->pids[PIDTYPE_SID]->numbers[0].nr;
+	event->uid = cred->uid.val;
+	event->euid = cred->euid.val;
+	event->gid = cred->gid.val;
+	event->egid = cred->egid.val;
 	// As one number since Linux 6.3, as two halves of it before.
 	event->capabilities = 0;
 	bpf_core_read(&event->capabilities, sizeof(event->capabilities), &cred->cap_effective);
 	event->login_uid = -1;
 	if (bpf_core_field_exists(task->loginuid))
-		event->login_uid = BPF_CORE_READ(task, loginuid.val);
-	u32 level = BPF_CORE_READ(pid, level);
+		event->login_uid = task->loginuid.val;
+	u32 level = pid->level;
 	// The kernel's own limit is 32.
 	if (level < 32)
 		bpf_core_read(&innermost, sizeof(innermost), &pid->numbers[level]);
 	struct pid_namespace *pid_namespace = innermost.ns;
 	event->pid_ns = BPF_CORE_READ(pid_namespace, ns.inum);
-	event->mnt_ns = BPF_CORE_READ(namespaces, mnt_ns, ns.inum);
-	event->net_ns = BPF_CORE_READ(namespaces, net_ns, ns.inum);
-	event->user_ns = BPF_CORE_READ(cred, user_ns, ns.inum);
-	event->uts_ns = BPF_CORE_READ(namespaces, uts_ns, ns.inum);
-	event->ipc_ns = BPF_CORE_READ(namespaces, ipc_ns, ns.inum);
-	event->cgroup_ns = BPF_CORE_READ(namespaces, cgroup_ns, ns.inum);
-	event->exec_id = BPF_CORE_READ(leader, self_exec_id);
+	event->mnt_ns = namespaces->mnt_ns->ns.inum;
+	event->net_ns = namespaces->net_ns->ns.inum;
+	event->user_ns = cred->user_ns->ns.inum;
+	event->uts_ns = namespaces->uts_ns->ns.inum;
+	event->ipc_ns = namespaces->ipc_ns->ns.inum;
+	event->cgroup_ns = namespaces->cgroup_ns->ns.inum;
+	event->exec_id = leader->self_exec_id;
 	BPF_CORE_READ_INTO(&event->name, leader, comm);
 	return event;
 }
@@ -265,14 +277,14 @@ SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
 	// Threads are not processes.
-	if (BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
+	if (child->pid != child->tgid)
 		return 0;
 	struct event *event = about(child, FORK);
 	if (!event)
 		return 0;
-	event->forker = BPF_CORE_READ(parent, tgid);
+	event->forker = parent->tgid;
 	// A control group is inherited, unless another is asked for (CLONE_INTO_CGROUP).
-	if (BPF_CORE_READ(child, cgroups) != BPF_CORE_READ(parent, cgroups))
+	if (child->cgroups != parent->cgroups)
 		event->flags |= OTHER_GROUP;
 	send(event, HEAD_BYTES, LOST_STARTS);
 	return 0;
@@ -284,9 +296,9 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	struct event *event = about(task, EXEC);
 	if (!event)
 		return 0;
-	struct mm_struct *memory = BPF_CORE_READ(task, mm);
-	u64 start = BPF_CORE_READ(memory, arg_start);
-	u64 bytes = BPF_CORE_READ(memory, arg_end) - start;
+	struct mm_struct *memory = task->mm;
+	u64 start = memory->arg_start;
+	u64 bytes = memory->arg_end - start;
 	if (bytes > ARGV_BYTES) {
 		bytes = ARGV_BYTES;
 		event->flags |= ARGV_CUT;
@@ -318,7 +330,10 @@ SEC("tp_btf/task_rename")
 int BPF_PROG(on_rename, struct task_struct *task, const char *name)
 {
 	// A process has the name of its first thread.
-	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid))
+	if (task->pid != task->tgid)
+		return 0;
+	// Whoever runs a program is given its name on the way, and told of as a whole.
+	if (bpf_core_field_exists(task->in_execve) && BPF_CORE_READ_BITFIELD_PROBED(task, in_execve))
 		return 0;
 	struct event *event = about(task, RENAME);
 	if (!event)
@@ -331,7 +346,7 @@ int BPF_PROG(on_rename, struct task_struct *task, const char *name)
 SEC("tp_btf/cgroup_attach_task")
 int BPF_PROG(on_move, struct cgroup *to, const char *path, struct task_struct *task)
 {
-	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid))
+	if (task->pid != task->tgid)
 		return 0;
 	struct event *event = about(task, MOVE);
 	if (!event)
@@ -342,25 +357,24 @@ int BPF_PROG(on_move, struct cgroup *to, const char *path, struct task_struct *t
 
 static __always_inline u32 status_of(struct task_struct *task, struct signal_struct *signal)
 {
-	u32 status = BPF_CORE_READ(signal, group_exit_code);
-	return status ? status : BPF_CORE_READ(task, exit_code);
+	u32 status = signal->group_exit_code;
+	return status ? status : task->exit_code;
 }
 
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(on_exit, struct task_struct *task)
 {
-	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	struct signal_struct *signal = task->signal;
 	// The last thread ends the process. Two that end at once may both think so.
-	if (BPF_CORE_READ(signal, live.counter) != 0)
+	if (signal->live.counter != 0)
 		return 0;
 	struct event *event = about(task, EXIT);
 	if (!event)
 		return 0;
 	event->status = status_of(task, signal);
 	// Of the threads that ended before, and of this last one.
-	event->cpu_ns = BPF_CORE_READ(signal, sum_sched_runtime) +
-			BPF_CORE_READ(task, se.sum_exec_runtime);
-	event->peak_pages = BPF_CORE_READ(signal, maxrss);
+	event->cpu_ns = signal->sum_sched_runtime + task->se.sum_exec_runtime;
+	event->peak_pages = signal->maxrss;
 	send(event, EXIT_BYTES, LOST_STOPS);
 	return 0;
 }
@@ -382,11 +396,11 @@ int on_look(struct bpf_iter__task *context)
 	struct event *event = about(task, LOOK);
 	if (!event)
 		return 0;
-	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	struct signal_struct *signal = task->signal;
 	event->cpu_ns = 0;
 	event->peak_pages = 0;
 	event->status = 0;
-	if (BPF_CORE_READ(task, exit_state) && BPF_CORE_READ(signal, live.counter) == 0) {
+	if (task->exit_state && signal->live.counter == 0) {
 		event->flags |= HAS_ENDED;
 		event->status = status_of(task, signal);
 	}
@@ -402,46 +416,60 @@ int on_sweep(struct bpf_iter__task *context)
 	struct task_struct *task = leader_at(context);
 	if (!task)
 		return 0;
+	u64 now_ns = bpf_ktime_get_boot_ns();
 	// It can be found a moment before its beginning is told.
-	if (bpf_ktime_get_boot_ns() - task->start_boottime < YOUNG_NS)
+	if (now_ns - task->start_boottime < YOUNG_NS)
 		return 0;
-	struct signal_struct *signal = BPF_CORE_READ(task, signal);
-	if (BPF_CORE_READ(signal, live.counter) == 0)
+	// Whoever has not run has changed nothing about itself; to look whether it has is what costs,
+	// most of the machine's processes being nowhere in the caches. What another of its threads has
+	// changed is seen when it is its turn.
+	u64 run_ns = task->se.sum_exec_runtime;
+	struct last *last = bpf_task_storage_get(&last_seen, task, 0, 0);
+	if (last && last->run_ns == run_ns &&
+	    (now_ns / TURN_NS + task->tgid) % TURNS)
 		return 0;
-	const struct cred *cred = BPF_CORE_READ(task, cred);
+	struct signal_struct *signal = task->signal;
+	const struct cred *cred = task->cred;
+	if (signal->live.counter == 0 || !cred)
+		return 0;
 	union seen now = {};
 	bpf_core_read(&now.capabilities, sizeof(now.capabilities), &cred->cap_effective);
+	// Read so, they are numbers.
 	now.group = (u64)BPF_CORE_READ(task, cgroups);
-	now.uid = BPF_CORE_READ(cred, uid.val);
-	now.euid = BPF_CORE_READ(cred, euid.val);
-	now.gid = BPF_CORE_READ(cred, gid.val);
-	now.egid = BPF_CORE_READ(cred, egid.val);
-	if (bpf_core_field_exists(task->loginuid))
-		now.login_uid = BPF_CORE_READ(task, loginuid.val);
-	now.session = BPF_CORE_READ(signal, pids[PIDTYPE_SID], numbers[0].nr);
-	now.exec_id = BPF_CORE_READ(task, self_exec_id);
 	now.namespaces = (u64)BPF_CORE_READ(task, nsproxy);
+	now.uid = cred->uid.val;
+	now.euid = cred->euid.val;
+	now.gid = cred->gid.val;
+	now.egid = cred->egid.val;
+	if (bpf_core_field_exists(task->loginuid))
+		now.login_uid = task->loginuid.val;
+	now.session = signal->pids[PIDTYPE_SID]->numbers[0].nr;
+	now.exec_id = task->self_exec_id;
 	BPF_CORE_READ_INTO(&now.name, task, comm);
 
-	union seen *before =
-		bpf_task_storage_get(&last_seen, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!before)
+	if (!last)
+		last = bpf_task_storage_get(&last_seen, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!last)
 		return 0;
 	u64 differs = 0;
 #pragma unroll
 	for (int i = 0; i < 9; i++)
-		differs |= now.words[i] ^ before->words[i];
-	if (!differs)
+		differs |= now.words[i] ^ last->seen.words[i];
+	if (!differs) {
+		last->run_ns = run_ns;
 		return 0;
+	}
 	struct event *event = about(task, LOOK);
 	u32 *counts = lost_so_far();
 	if (!event || !counts)
 		return 0;
 	// None was told before at all, or another.
-	if (before->group && before->group != now.group)
+	if (last->seen.group && last->seen.group != now.group)
 		event->flags |= OTHER_GROUP;
 	__builtin_memcpy(event->lost, counts, sizeof(event->lost));
-	if (!bpf_ringbuf_output(&events, event, HEAD_BYTES, 0))
-		*before = now;
+	if (!bpf_ringbuf_output(&events, event, HEAD_BYTES, 0)) {
+		last->run_ns = run_ns;
+		last->seen = now;
+	}
 	return 0;
 }

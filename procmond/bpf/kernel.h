@@ -91,6 +91,7 @@ struct task_struct {
 	struct mm_struct *mm;
 	int exit_state;
 	int exit_code;
+	unsigned in_execve : 1;
 	int pid;
 	int tgid;
 	struct task_struct *real_parent;

@@ -381,6 +381,37 @@ fn another_name_and_another_session_are_changes() {
     }
 }
 
+/// A first thread that does not run has done nothing, but another of its process may have.
+#[test]
+fn another_session_is_told_whichever_thread_begins_it() {
+    if !(has("python3") && has("perl")) {
+        return;
+    }
+    let script = "import os,sys,threading,time\n\
+                  def begin(): os.read(0, 1); os.setsid(); os.read(0, 1); os._exit(0)\n\
+                  threading.Thread(target=begin).start()\n\
+                  sys.stdout.write('.'); sys.stdout.flush(); time.sleep(600)";
+    // Who has to look looks at such a process every half minute.
+    for choice in sources().into_iter().filter(|choice| *choice != SourceChoice::Poll) {
+        let mut watch = Watch::begin(choice);
+        let mut actor = Actor::enter(Command::new("python3").args(["-c", script]));
+        actor.has_done();
+        let pid = actor.pid();
+        let of = |watch: &Watch| watch.known(pid).and_then(|known| known.session);
+        watch.until("the process", |watch| of(watch).is_some_and(|session| session != pid));
+        // When others' are found that begin after that, it has been looked at as it is now.
+        for _ in 0..2 {
+            let mut other = watch.follow("cue; POSIX::setsid(); cue");
+            let pid = other.pid();
+            other.act();
+            watch.until("another", |watch| watch.known(pid).unwrap().session == Some(pid));
+        }
+        actor.act();
+        watch.until("the session", |watch| of(watch) == Some(pid));
+        actor.leave();
+    }
+}
+
 /// One process, whatever it runs, and whichever of its threads runs it.
 #[test]
 fn a_chain_of_programs_is_one_life() {

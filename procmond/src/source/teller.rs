@@ -35,8 +35,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How often the kernel is asked for what it tells only then.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// How much longer than that takes it is left alone.
-const SWEEP_REST: u32 = 20;
+/// How much longer than that takes it is left alone: it is at most a hundredth of a core.
+const SWEEP_REST: u32 = 100;
 
 /// Why there is no chunk.
 pub(super) enum NoChunk {

@@ -59,6 +59,24 @@ fn cost<T>(what: &str, run: impl FnOnce() -> T) -> T {
     result
 }
 
+/// The kernel names a process on the way to its program: that is no record of its own.
+#[test]
+fn a_process_that_runs_a_program_is_three_records() {
+    let Some(Programs { mut ring, inventory: _in_place, .. }) = loaded() else { return };
+    let mut child = Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    let mut told = Vec::new();
+    let since = Instant::now();
+    while told.last() != Some(&Kind::Exit) {
+        assert!(since.elapsed() < PATIENCE, "{told:?}");
+        while let Some(bytes) = ring.next() {
+            let record = Record::read(&bytes).unwrap();
+            told.extend((record.pid == child.id()).then_some(record.kind));
+        }
+    }
+    assert_eq!(told, [Kind::Fork, Kind::Exec, Kind::Exit]);
+}
+
 /// Also says what it costs: `docs/performance.md` has the command.
 #[test]
 fn what_is_known_is_not_read_or_told_again() {
