@@ -211,9 +211,25 @@ fn argv_of(event: &ProcessEvent) -> Vec<Vec<u8>> {
 
 /// Every one of many processes that live a millisecond, each with its arguments and its end.
 fn c1_every_short_life_is_one_start_and_one_stop(source: SourceName) {
+    let count = std::env::var("E2E_PROCESSES").map_or(2000, |count| count.parse().unwrap());
+    every_short_life(source, SourceOptions::every(Duration::from_secs(1)), count);
+}
+
+/// The same however long what happens waits for what else happens.
+#[test]
+fn c1_every_short_life_is_one_start_and_one_stop_with_every_tick() {
+    if can_use(SourceName::Ebpf) {
+        for tick_ms in [0, 10, 50] {
+            let tick = Duration::from_millis(tick_ms);
+            let options = SourceOptions { tick, ..SourceOptions::every(Duration::from_secs(1)) };
+            every_short_life(SourceName::Ebpf, options, 500);
+        }
+    }
+}
+
+fn every_short_life(source: SourceName, options: SourceOptions, count: usize) {
     const WORKERS: usize = 4;
-    let count: usize = std::env::var("E2E_PROCESSES").map_or(2000, |count| count.parse().unwrap());
-    let mut watch = Watch::begin(source);
+    let mut watch = Watch::with(source, options);
     let workers: Vec<_> = (0..WORKERS)
         .map(|worker| {
             thread::spawn(move || {

@@ -159,24 +159,9 @@ impl Intake {
     fn new(ring: RingBuf<MapData>, tick: Duration, orders: blocking::Receiver<Control>) -> Self {
         Self { ring, tick, orders, state: State::Quiet, chunk_bytes: 0, drained_ns: 0 }
     }
-}
 
-impl teller::Intake for Intake {
-    type Chunk = Vec<u8>;
-
-    fn take(&mut self, most: Duration) -> Result<Vec<u8>, NoChunk> {
-        match self.state {
-            State::Ended => return Err(NoChunk::Ever),
-            State::Full => {}
-            State::Quiet | State::Busy if most.is_zero() => return Err(NoChunk::Yet),
-            State::Busy if !self.tick.is_zero() => thread::sleep(self.tick.min(most)),
-            State::Quiet | State::Busy => {
-                // A record that is there may not be finished yet.
-                if is_ready_within(&self.ring, most) && !self.tick.is_zero() {
-                    thread::sleep(self.tick);
-                }
-            }
-        }
+    /// What is there.
+    fn drain(&mut self) -> Option<Vec<u8>> {
         let ends = teller::is_to_end(&self.orders);
         let before_ns = since_boot_ns();
         let mut chunk = Vec::with_capacity(self.chunk_bytes);
@@ -198,7 +183,30 @@ impl teller::Intake for Intake {
         if self.state != State::Full && !is_ready_within(&self.ring, Duration::ZERO) {
             self.drained_ns = before_ns;
         }
-        if chunk.is_empty() { Err(NoChunk::Yet) } else { Ok(chunk) }
+        (!chunk.is_empty()).then_some(chunk)
+    }
+}
+
+impl teller::Intake for Intake {
+    type Chunk = Vec<u8>;
+
+    fn take(&mut self, most: Duration) -> Result<Vec<u8>, NoChunk> {
+        match self.state {
+            State::Ended => return Err(NoChunk::Ever),
+            State::Full => {}
+            State::Busy if !self.tick.is_zero() => thread::sleep(self.tick.min(most)),
+            State::Quiet | State::Busy => {
+                // A record that is there may not be finished yet.
+                if is_ready_within(&self.ring, most) && !self.tick.is_zero() {
+                    thread::sleep(self.tick);
+                }
+            }
+        }
+        self.drain().ok_or(NoChunk::Yet)
+    }
+
+    fn take_more(&mut self) -> Option<Vec<u8>> {
+        if self.state == State::Full { self.drain() } else { None }
     }
 
     fn drained_ns(&self) -> u64 {

@@ -54,6 +54,9 @@ pub(super) trait Intake: Send + 'static {
     /// The next chunk, if it comes within this time.
     fn take(&mut self, most: Duration) -> Result<Self::Chunk, NoChunk>;
 
+    /// One that was there already when the last was taken.
+    fn take_more(&mut self) -> Option<Self::Chunk>;
+
     /// Everything that happened before this has been taken or is taken next, in nanoseconds since
     /// boot.
     fn drained_ns(&self) -> u64;
@@ -74,6 +77,10 @@ impl<C: Send + 'static> Intake for HandedOver<C> {
             blocking::RecvTimeoutError::Timeout => NoChunk::Yet,
             blocking::RecvTimeoutError::Disconnected => NoChunk::Ever,
         })
+    }
+
+    fn take_more(&mut self) -> Option<C> {
+        self.chunks.try_recv().ok()
     }
 
     fn drained_ns(&self) -> u64 {
@@ -250,7 +257,7 @@ impl<F: Feed> Teller<F> {
     fn take_all(&mut self) -> Option<bool> {
         let mut overrun = false;
         for _ in 0..F::CHUNKS {
-            let Ok(chunk) = self.intake.take(Duration::ZERO) else { break };
+            let Some(chunk) = self.intake.take_more() else { break };
             overrun |= self.take(chunk)?;
         }
         Some(overrun)
