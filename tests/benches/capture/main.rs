@@ -100,6 +100,7 @@ mod linux {
         });
         let programs =
             [("true", Program::True), ("tiny", Program::At(tiny)), ("paced", Program::True)];
+        let _program_times = tool::ProgramTimes::measure();
         let report = Report::begin(settings.json, settings.rounds);
         for (name, program) in programs {
             let per_second = (name == "paced").then_some(1000);

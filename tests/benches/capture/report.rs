@@ -18,7 +18,7 @@ struct Figure {
     digits: usize,
 }
 
-const COLUMNS: [(&str, usize); 10] = [
+const COLUMNS: [(&str, usize); 11] = [
     ("starts_percent", 2),
     ("stops_percent", 2),
     ("argv_percent", 2),
@@ -26,6 +26,7 @@ const COLUMNS: [(&str, usize); 10] = [
     ("cpu_percent", 2),
     ("cpu_us", 1),
     ("kernel_us", 1),
+    ("program_us", 1),
     ("resident_mb", 1),
     ("p50_ms", 2),
     ("p99_ms", 2),
@@ -51,6 +52,7 @@ impl Row {
             };
             self::median(runs.iter().filter_map(of_run).collect())
         };
+        let program_us = |run: &Measured| Some(each_us(run.program_time?, &run.truth));
         let values = [
             median(&|run| percent(run.found.starts, run)),
             tells_stops
@@ -61,6 +63,7 @@ impl Row {
             median(&|run| 100.0 * run.cpu.as_secs_f64() / run.truth.seconds),
             median(&|run| each_us(run.cpu, &run.truth)),
             kernel_us.zip(alone_us).map(|(with, without)| with - without),
+            self::median(runs.iter().filter_map(program_us).collect()),
             median(&|run| run.resident_kb as f64 / 1024.0),
             latency_ms(0.5),
             latency_ms(0.99),
@@ -86,7 +89,7 @@ impl Report {
         if !json {
             println!("medians of {rounds} rounds");
             println!(
-                "{:<7} {:<17} {:>7} {:>7} {:>7} {:>7} {:>6} {:>7} {:>9} {:>7} {:>7} {:>7}",
+                "{:<7} {:<17} {:>7} {:>7} {:>7} {:>7} {:>6} {:>7} {:>9} {:>7} {:>7} {:>7} {:>7}",
                 "load",
                 "tool",
                 "starts%",
@@ -96,6 +99,7 @@ impl Report {
                 "cpu%",
                 "cpu us",
                 "kernel us",
+                "prog us",
                 "RSS MB",
                 "p50 ms",
                 "p99 ms"
@@ -127,7 +131,7 @@ impl Report {
             let figures: String = figures.collect();
             println!("{{\"load\":\"{}\",\"tool\":\"{}\"{figures}}}", row.load, row.tool);
         } else {
-            let widths = [7, 7, 7, 7, 6, 7, 9, 7, 7, 7];
+            let widths = [7, 7, 7, 7, 6, 7, 9, 7, 7, 7, 7];
             let figures = row.figures.iter().zip(widths);
             let figures = figures.map(|(figure, width)| format!(" {:>width$}", text(figure, "-")));
             println!("{:<7} {:<17}{}", row.load, row.tool, figures.collect::<String>());

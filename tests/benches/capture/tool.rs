@@ -1,6 +1,6 @@
 //! What is the same for whatever sees processes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,6 +47,8 @@ pub(crate) struct Measured {
     pub(crate) found: Found,
     pub(crate) cpu: Duration,
     pub(crate) kernel_time: Duration,
+    /// Of the programs that it has in the kernel, if it has any.
+    pub(crate) program_time: Option<Duration>,
     pub(crate) resident_kb: u64,
     pub(crate) latencies_ns: Vec<u64>,
 }
@@ -78,10 +80,13 @@ pub(crate) fn measure(tool: &dyn Tool, load: &Load, round: usize) -> Result<Meas
     let mark = |what: &str| format!("{what}-{}-{round}-{}", tool.name(), std::process::id());
     tell_apart(watching.as_ref(), &mark("begin"))?;
     let (cpu, kernel_time) = times(watching.pid());
+    let program_time = program_time(watching.pid());
     let of_load = mark("load");
     let truth = load.run(&of_load)?;
     tell_apart(watching.as_ref(), &mark("done"))?;
     let (cpu_after, kernel_after) = times(watching.pid());
+    let program_time =
+        self::program_time(watching.pid()).zip(program_time).map(|(after, before)| after - before);
     let resident_kb = resident_kb(watching.pid());
     // The order in which things are told need not be that in which they happened.
     let mut seen = Found::of(watching.as_ref(), &of_load, &truth);
@@ -93,6 +98,7 @@ pub(crate) fn measure(tool: &dyn Tool, load: &Load, round: usize) -> Result<Meas
         found: seen,
         cpu: cpu_after - cpu,
         kernel_time: kernel_after - kernel_time,
+        program_time,
         resident_kb,
         latencies_ns: watching.latencies_ns(&of_load),
         truth,
@@ -154,6 +160,45 @@ fn times(pid: u32) -> (Duration, Duration) {
         }
     }
     (Duration::from_nanos(all), Duration::from_nanos(kernel))
+}
+
+/// Has the kernel measure the programs that run in it while this is there.
+pub(crate) struct ProgramTimes {
+    before: String,
+}
+
+impl ProgramTimes {
+    const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+    pub(crate) fn measure() -> Option<Self> {
+        let before = std::fs::read_to_string(Self::SWITCH).ok()?;
+        std::fs::write(Self::SWITCH, "1").ok()?;
+        Some(Self { before })
+    }
+}
+
+impl Drop for ProgramTimes {
+    fn drop(&mut self) {
+        // Whoever may switch it on may switch it off.
+        let _ = std::fs::write(Self::SWITCH, &self.before);
+    }
+}
+
+/// What the kernel has spent in a process's programs since they were loaded.
+fn program_time(pid: u32) -> Option<Duration> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    // A link to a program is a file, too, and has no times.
+    let times: HashMap<u64, u64> = files
+        .filter_map(|file| {
+            let info = std::fs::read_to_string(file.path()).ok()?;
+            let field = |name: &str| {
+                let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+                line.trim().parse::<u64>().ok()
+            };
+            field("prog_id:").zip(field("run_time_ns:"))
+        })
+        .collect();
+    (!times.is_empty()).then(|| Duration::from_nanos(times.values().sum()))
 }
 
 fn resident_kb(pid: u32) -> u64 {
