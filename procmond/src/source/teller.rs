@@ -323,7 +323,7 @@ impl<F: Feed> Teller<F> {
 /// How many of the first happenings wait for nothing: no fork since then is among them without the
 /// program that it runs.
 fn settled(pending: &[Happening], since_ns: u64) -> usize {
-    let mut program_at = HashMap::new();
+    let mut program_at = HashMap::with_capacity(pending.len());
     let mut settled = pending.len();
     for (index, happening) in pending.iter().enumerate().rev() {
         let life = (happening.pid, happening.start_ns);

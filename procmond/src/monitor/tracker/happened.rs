@@ -1,12 +1,26 @@
 //! From what the kernel tells, one thing after another, to events.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::iter::successors;
 
 use daemoneye_lib::models::event::Event;
 use daemoneye_lib::models::process::{Completeness, Exit, FieldChange, ProcessEventKind};
 
 use super::{Birth, CENTI_NS, Ended, Entry, Look, Past, Tracker, was_there};
 use crate::source::{Facts, Happening, Happenings, What};
+
+/// For each happening, where the next program stands that its process runs.
+fn next_programs(happenings: &[Happening]) -> Vec<Option<usize>> {
+    let mut next = HashMap::with_capacity(happenings.len());
+    let mut programs = vec![None; happenings.len()];
+    for (index, happening) in happenings.iter().enumerate().rev() {
+        programs[index] = match happening.what {
+            What::Executed(_) => next.insert(happening.life(), index),
+            _ => next.get(&happening.life()).copied(),
+        };
+    }
+    programs
+}
 
 /// One life of one pid: no other began in the same nanosecond.
 type Life = (u32, u64);
@@ -15,14 +29,9 @@ impl Tracker {
     /// A program that runs within the batch in which its process began is part of the start.
     pub(super) fn happened(&mut self, seen: Happenings) -> Vec<Event> {
         let Happenings { source, boot_id, wall_offset_ns, happenings } = seen;
-        let mut programs: HashMap<Life, VecDeque<usize>> = HashMap::new();
-        for (index, happening) in happenings.iter().enumerate() {
-            if matches!(happening.what, What::Executed(_)) {
-                programs.entry(happening.life()).or_default().push_back(index);
-            }
-        }
-        // Where the program of a start stood: what came before it is among its facts.
-        let mut begun: HashMap<Life, usize> = HashMap::new();
+        let next_programs = next_programs(&happenings);
+        // The programs that are part of a start: what came before one is among its facts.
+        let mut begun = vec![false; happenings.len()];
         let mut events = Vec::with_capacity(happenings.len());
         let mut happenings: Vec<_> = happenings.into_iter().map(Some).collect();
         for index in 0..happenings.len() {
@@ -37,32 +46,29 @@ impl Tracker {
                 is_inferred: false,
             };
             events.extend(self.make_way(life, look));
-            let to_come = programs.get_mut(&life);
+            let program = next_programs[index];
             match happening.what {
                 What::Forked { .. } if self.is_told(life) => {}
                 What::Forked { forker, inherits_group, facts } => {
                     let mut facts = self.inherited(forker, inherits_group, *facts);
-                    let program = to_come.and_then(VecDeque::pop_front);
                     let taken = program.and_then(|at| happenings[at].take());
                     if let (Some(What::Executed(program)), Some(at)) =
                         (taken.map(|program| program.what), program)
                     {
-                        if program.completeness != Completeness::EnrichedLate {
-                            begun.insert(life, at);
-                        }
+                        begun[at] = program.completeness != Completeness::EnrichedLate;
                         facts = running(*program, facts);
                     }
                     events.push(self.begin(life, &facts, look));
                 }
                 What::Executed(facts) => {
-                    to_come.map(VecDeque::pop_front);
                     events.extend(self.meet(life, &facts, look));
                     events.extend(self.run(life, look, *facts));
                 }
                 // Whoever runs a program is renamed first, and then tells everything.
-                What::Renamed(_) if to_come.is_some_and(|to_come| !to_come.is_empty()) => {}
-                What::Renamed(_) | What::Changed(_)
-                    if begun.get(&life).is_some_and(|at| index < *at) => {}
+                What::Renamed(_)
+                    if successors(program, |at| next_programs[*at])
+                        .any(|at| happenings[at].is_some()) => {}
+                What::Renamed(_) | What::Changed(_) if program.is_some_and(|at| begun[at]) => {}
                 What::Renamed(name) => {
                     events.extend(
                         self.change(life, look, |known| Facts { name: Some(name), ..known }),
