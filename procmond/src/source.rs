@@ -9,6 +9,9 @@
 mod clock;
 #[cfg(target_os = "linux")]
 mod ebpf;
+#[cfg(all(fuzzing, target_os = "linux"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(target_os = "linux")]
 mod native;
 #[cfg(target_os = "linux")]

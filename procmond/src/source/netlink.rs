@@ -14,6 +14,8 @@
 //! numbers that each processor gives to what it tells.
 
 mod framing;
+#[cfg(fuzzing)]
+pub(super) mod fuzzing;
 mod lives;
 mod message;
 mod priority;

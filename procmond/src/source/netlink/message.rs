@@ -77,12 +77,15 @@ fn message(mut body: &[u8]) -> Option<Message> {
     let rest = &mut event;
     let what = u32(rest)?;
     let (cpu, at_ns) = (u32(rest)?, u64(rest)?);
-    let (first, second) = (u32(rest)?, u32(rest).unwrap_or(0));
-    let (mut tid, mut pid) = (first, second);
+    let first = u32(rest)?;
+    if what == 0 {
+        let what = Told::Answered { error: first };
+        return Some(Message { cpu, sequence, at_ns, tid: 0, pid: 0, what });
+    }
+    let (mut tid, mut pid) = (first, u32(rest)?);
     let what = match what {
-        0 => Told::Answered { error: first },
         0x1 => {
-            let parent = second;
+            let parent = pid;
             (tid, pid) = (u32(rest)?, u32(rest)?);
             Told::Forked { parent }
         }
@@ -160,7 +163,7 @@ mod tests {
         let name = u32::from_ne_bytes(*b"abcd");
         let named = Told::Named(*b"abcdabcdabcd\0\0\0\0");
         assert_eq!(read(0x200, &[5, 5, name, name, name, 0]), Some(of(5, 5, named)));
-        assert_eq!(read(0, &[1]), Some(of(1, 0, Told::Answered { error: 1 })));
+        assert_eq!(read(0, &[1]), Some(of(0, 0, Told::Answered { error: 1 })));
         assert_eq!(read(0x100, &[5, 5, 1, 1]).map(|m| m.what), Some(Told::Other));
     }
 
@@ -184,6 +187,7 @@ mod tests {
         for length in 0..whole.len() {
             assert_eq!(messages(&whole[..length]).count(), 0, "{length} bytes");
         }
+        assert_eq!(read(2, &[5]), None, "a thread of no process");
         // A length that lies.
         for length in [0u32, 15, 16, 17, 35, u32::MAX] {
             let mut bytes = whole.clone();

@@ -148,7 +148,7 @@ fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
 }
 
 /// What a datagram tells, and of whom.
-fn usages(datagram: &[u8], family: u16) -> impl Iterator<Item = (u32, Usage)> {
+pub(super) fn usages(datagram: &[u8], family: u16) -> impl Iterator<Item = (u32, Usage)> {
     messages(datagram).filter(move |(kind, _)| *kind == family).filter_map(|(_, body)| usage(body))
 }
 

@@ -1,0 +1,3 @@
+//! What the fuzz targets (`fuzz/`) see of the sources' inside. Compiled for them only.
+
+pub use super::netlink::fuzzing::{Told, Used, told, used};
