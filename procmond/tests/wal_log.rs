@@ -786,6 +786,27 @@ fn a_segment_with_records_is_left_at_its_age() {
     assert_eq!(read(&log, 1), (vec![1], Vec::new()));
 }
 
+/// As long as a segment grows, every sync writes the file's metadata as well: the first one of an
+/// opening is not kept for so long.
+#[test]
+fn a_segment_that_grows_is_left_for_a_prepared_one_before_it_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path(), WalOptions { segment_bytes: 8 << 20, ..quick() });
+    let append = |payload: &[u8]| {
+        log.append_blocking(&[NewRecord { kind: 1, timestamp_ns: 0, payload }]).unwrap();
+    };
+    for _ in 0..6 {
+        append(&[7; 200 << 10]);
+    }
+    until("one is prepared and taken", || {
+        append(b"another");
+        log.stats().rotations == 1
+    });
+    let first = fs::metadata(&segments(dir.path())[0]).unwrap().len();
+    assert!((1 << 20..8 << 20).contains(&first), "it was left with {first} bytes");
+    assert!(log.stats().prepared_bytes > 7 << 20, "{:?}", log.stats());
+}
+
 #[test]
 fn acknowledged_segments_are_archived_before_they_go() {
     let dir = tempfile::tempdir().unwrap();
