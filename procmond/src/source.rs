@@ -56,6 +56,8 @@ pub enum Observation {
         boot_id: Uuid,
         /// When looking began, in nanoseconds since boot.
         uptime_ns: u64,
+        /// The same moment by the wall clock, in nanoseconds since 1970.
+        time_ns: i64,
     },
     /// Processes that have ended, and are in no table after this.
     Ended(Ends),
@@ -68,6 +70,22 @@ pub enum Observation {
     Overrun(Overrun),
     /// A look that failed: nothing is known beyond what was.
     Failed(SourceError),
+}
+
+impl Observation {
+    /// Up to when, by the wall clock, everything is known that its source sees, if this says so.
+    pub(crate) fn seen_until_ns(&self) -> Option<i64> {
+        match self {
+            Self::Snapshot(table) => Some(table.time_ns),
+            Self::Unchanged { time_ns, .. } => Some(*time_ns),
+            Self::Seen(seen) => {
+                let last_ns = seen.happenings.iter().map(|happening| happening.at_ns).max()?;
+                Some(seen.wall_offset_ns.saturating_add_unsigned(last_ns))
+            }
+            // One that is told of ends has to look for beginnings.
+            Self::Ended(_) | Self::Unseen(_) | Self::Overrun(_) | Self::Failed(_) => None,
+        }
+    }
 }
 
 /// All processes at one moment. Threads are not among them.
@@ -431,6 +449,14 @@ pub enum SourceError {
         /// Why not.
         source: io::Error,
     },
+    /// It has seen processes, and does so no more.
+    #[error("{name} sees no more: {source}")]
+    Broke {
+        /// Which source.
+        name: SourceName,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The thread could not be started.
     #[error("no thread for the source {name}: {source}; raise the limit of tasks")]
     NoThread {
@@ -461,28 +487,33 @@ impl SourceChoice {
         }
     }
 
-    /// The best source that the choice allows.
-    #[must_use]
-    pub const fn best(self) -> SourceName {
-        self.names()[0]
-    }
-
     /// Starts the best one that works. Processes that are there are observed first; what happens
     /// then comes when it happens, or an interval apart from a source that has to look.
     ///
     /// # Errors
     /// If processes cannot be seen at all; then why not with the last one.
     pub fn start(self, options: SourceOptions) -> Result<Started, SourceError> {
-        let (last, better) = self.names().split_last().expect("each allows one");
-        let mut instead = Vec::new();
-        for name in better {
-            match start(*name, options) {
-                Ok(started) => return Ok(Started { instead, ..started }),
-                Err(why_not) => instead.push(why_not),
-            }
-        }
-        start(*last, options).map(|started| Started { instead, ..started })
+        start_first(self.names(), |name| start(name, options))
     }
+}
+
+/// Starts the first of some sources that works; at least one has to be given.
+///
+/// # Errors
+/// If none works; then why the last one does not.
+pub(crate) fn start_first(
+    names: &[SourceName],
+    start: impl Fn(SourceName) -> Result<Started, SourceError>,
+) -> Result<Started, SourceError> {
+    let (last, better) = names.split_last().expect("one at least");
+    let mut instead = Vec::new();
+    for name in better {
+        match start(*name) {
+            Ok(started) => return Ok(Started { instead, ..started }),
+            Err(why_not) => instead.push(why_not),
+        }
+    }
+    start(*last).map(|started| Started { instead, ..started })
 }
 
 /// Starts a source.
@@ -615,6 +646,17 @@ fn new_poll() -> Result<portable::Portable, SourceError> {
 }
 
 pub use poll::SourceHandle;
+
+#[cfg(test)]
+impl Started {
+    /// A source that sees what a test sends.
+    pub(crate) fn scripted(name: SourceName) -> (Self, mpsc::Sender<Observation>) {
+        let (sender, observations) = mpsc::channel(OBSERVATIONS);
+        let (control, _) = std::sync::mpsc::channel();
+        let handle = SourceHandle::new(control);
+        (Self { name, instead: Vec::new(), handle, observations }, sender)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -45,6 +45,10 @@ pub struct Tracker {
     processes: HashMap<u32, Entry>,
     ended: EndedLives,
     past: Past,
+    /// The source has changed since the last look: what the next one shows was missed.
+    was_blind: bool,
+    /// Up to when the source before this one has told of everything, in nanoseconds since boot.
+    told_until_ns: u64,
 }
 
 /// What is known of the time before the next observation.
@@ -85,7 +89,7 @@ struct Ended {
     key: ProcessKey,
     /// When it began, in nanoseconds since boot, where a source knew.
     start_ns: Option<u64>,
-    /// When it ended, in nanoseconds since boot, if it was told of as it happened.
+    /// When it ended, in nanoseconds since boot, or a little later; if this run has seen that.
     at_ns: Option<u64>,
 }
 
@@ -218,6 +222,26 @@ impl Tracker {
         }
     }
 
+    /// To be called when all that a source has told was observed and another takes its place, which
+    /// has another clock for when processes began. `overlaps`: it was in place before the first one
+    /// ended, and tells again what that has told.
+    pub fn change_source(&mut self, overlaps: bool) {
+        self.told_until_ns = match self.past {
+            Past::ThisRun { uptime_ns, .. } if overlaps => uptime_ns,
+            _ => 0,
+        };
+        for entry in self.processes.values_mut() {
+            entry.start_ns = None;
+            // Otherwise whatever it sees is newer, even if its clock has only 10 ms.
+            entry.told_ns = if overlaps { entry.told_ns } else { 0 };
+        }
+        for ended in self.ended.lives.values_mut() {
+            ended.start_ns = None;
+            ended.at_ns = ended.at_ns.filter(|_| overlaps);
+        }
+        self.was_blind = true;
+    }
+
     /// Up to which moment everything was seen, in nanoseconds since boot.
     #[must_use]
     pub(super) const fn seen_until_ns(&self) -> u64 {
@@ -257,7 +281,7 @@ impl Tracker {
         match observation {
             Observation::Snapshot(table) => self.compare(table),
             Observation::Seen(seen) => self.happened(seen),
-            Observation::Unchanged { boot_id, uptime_ns } => {
+            Observation::Unchanged { boot_id, uptime_ns, .. } => {
                 self.past = Past::ThisRun { boot_id, uptime_ns };
                 Vec::new()
             }
@@ -270,6 +294,13 @@ impl Tracker {
 
     fn compare(&mut self, table: ProcessTable) -> Vec<Event> {
         let past = self.past;
+        let was_blind = std::mem::take(&mut self.was_blind);
+        // The source before this one saw longer than this look began, and knows better.
+        if was_blind && table.uptime_ns <= self.told_until_ns {
+            return Vec::new();
+        }
+        // What only this look shows was missed.
+        let is_missed = table.is_told || was_blind;
         let look = Look {
             boot_id: table.boot_id,
             precision: table.precision,
@@ -279,7 +310,7 @@ impl Tracker {
             is_inferred: match past {
                 Past::Unknown => false,
                 Past::EarlierRun { .. } => true,
-                Past::ThisRun { .. } => table.is_told,
+                Past::ThisRun { .. } => is_missed,
             },
         };
         let mut observed = table.processes;
@@ -296,12 +327,13 @@ impl Tracker {
             let ObservedProcess { pid, start_centis, start_ns, facts, ended } = process;
             if !self.processes.contains_key(&pid) {
                 let existing = was_there(past, start_centis, look);
-                let is_over = existing && ended.is_some();
-                let is_missed = table.is_told && !existing;
+                let is_missed = is_missed && !existing;
                 // Its end was told; or it is among what nobody could be told of, and counted.
-                if is_missed && ended.is_some() {
+                if is_missed && !was_blind && ended.is_some() {
                     continue;
                 }
+                let is_told = existing || was_blind && self.was_seen(birth, past, look);
+                let is_over = is_told && ended.is_some();
                 let mut start = self.start(birth, facts.as_deref(), existing, look);
                 start.inferred = is_missed && matches!(past, Past::ThisRun { .. });
                 let entry = Entry { start, start_ns, told_ns: 0, is_over };
@@ -334,7 +366,7 @@ impl Tracker {
             if let Event::Process(stop) = stop {
                 let Some(entry) = self.processes.get(&stop.pid()) else { continue };
                 stop.parent_key = entry.start.parent_key;
-                self.ended.remember(entry.ended(None));
+                self.ended.remember(entry.ended(Some(look.uptime_ns)));
             }
         }
         events.append(&mut changes);
@@ -356,7 +388,7 @@ impl Tracker {
                 continue;
             }
             let Some(entry) = self.processes.remove(&pid) else { continue };
-            self.ended.remember(entry.ended(None));
+            self.ended.remember(entry.ended(Some(at_ns)));
             let look = Look {
                 boot_id: ends.boot_id,
                 precision: entry.start.key_precision,
@@ -387,6 +419,15 @@ impl Tracker {
         }
     }
 
+    /// Whether the source before this one has told of the start and the end of a process that has
+    /// ended and is not in the table.
+    fn was_seen(&self, birth: Birth, past: Past, look: Look) -> bool {
+        let is_before = matches!(past, Past::ThisRun { uptime_ns, .. }
+            if birth.start_centis < uptime_ns / CENTI_NS);
+        let ended = self.ended.lives.get(&birth.pid);
+        is_before || ended.is_some_and(|ended| birth.is_of(&ended.key, ended.start_ns, look))
+    }
+
     /// Takes out what is not there any more, and tells those ends that were not told.
     fn stop_missing(&mut self, observed: &[ObservedProcess], look: Look) -> Vec<Event> {
         let there: HashMap<u32, Birth> =
@@ -403,7 +444,7 @@ impl Tracker {
         gone.sort_unstable_by_key(|entry| entry.start.key);
         let mut events = Vec::new();
         for entry in gone {
-            self.ended.remember(entry.ended(None));
+            self.ended.remember(entry.ended(Some(look.uptime_ns)));
             if !entry.is_over {
                 events.push(entry.stop(Exit::default(), look));
             }

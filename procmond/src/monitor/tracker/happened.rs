@@ -25,10 +25,15 @@ fn next_programs(happenings: &[Happening]) -> Vec<Option<usize>> {
 /// One life of one pid: no other began in the same nanosecond.
 type Life = (u32, u64);
 
+/// How much later one source may be told of the same thing than another: what is this much older
+/// than the last that another one told of is left out, and the rest is compared.
+const SKEW_NS: u64 = 1_000_000;
+
 impl Tracker {
     /// A program that runs within the batch in which its process began is part of the start.
     pub(super) fn happened(&mut self, seen: Happenings) -> Vec<Event> {
-        let Happenings { source, boot_id, wall_offset_ns, happenings } = seen;
+        let Happenings { source, boot_id, wall_offset_ns, mut happenings } = seen;
+        happenings.retain(|happening| happening.at_ns.saturating_add(SKEW_NS) > self.told_until_ns);
         let next_programs = next_programs(&happenings);
         // The programs that are part of a start: what came before one is among its facts.
         let mut begun = vec![false; happenings.len()];
@@ -48,7 +53,7 @@ impl Tracker {
             events.extend(self.make_way(life, look));
             let program = next_programs[index];
             match happening.what {
-                What::Forked { .. } if self.is_told(life) => {}
+                What::Forked { .. } if self.is_told(life, look) => {}
                 What::Forked { forker, inherits_group, facts } => {
                     let mut facts = self.inherited(forker, inherits_group, *facts);
                     let taken = program.and_then(|at| happenings[at].take());
@@ -110,14 +115,21 @@ impl Tracker {
             return None;
         }
         let other = self.processes.remove(&pid)?;
-        self.ended.remember(other.ended(None));
+        self.ended.remember(other.ended(Some(look.uptime_ns)));
         (!other.is_over).then(|| other.stop(Exit::default(), Look { is_inferred: true, ..look }))
     }
 
     /// Whether its beginning was told, and perhaps its end.
-    fn is_told(&self, (pid, start_ns): Life) -> bool {
-        self.processes.contains_key(&pid)
-            || self.ended.lives.get(&pid).is_some_and(|ended| ended.start_ns == Some(start_ns))
+    fn is_told(&self, (pid, start_ns): Life, look: Look) -> bool {
+        let is_it = |ended: &Ended| match ended.start_ns {
+            Some(known) => known == start_ns,
+            // Another source told of it: what it is told of now was before its end.
+            None => {
+                Birth::told(pid, start_ns).is_of(&ended.key, None, look)
+                    && ended.at_ns.is_some_and(|at_ns| look.uptime_ns <= at_ns)
+            }
+        };
+        self.processes.contains_key(&pid) || self.ended.lives.get(&pid).is_some_and(is_it)
     }
 
     /// The start of a process of which nobody has heard; there may have been no room to tell.
@@ -205,6 +217,10 @@ impl Tracker {
     /// The process of which something is told.
     fn told(&mut self, life: Life, look: Look) -> Option<&mut Entry> {
         let entry = self.processes.get_mut(&life.0).filter(|entry| entry.is(life, look))?;
+        // The source before this one has told it.
+        if entry.start_ns.is_none() && look.uptime_ns <= entry.told_ns {
+            return None;
+        }
         entry.start_ns = Some(life.1);
         entry.told_ns = look.uptime_ns;
         Some(entry)

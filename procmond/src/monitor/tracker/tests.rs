@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::source::{Happening, Happenings, What};
 
+mod source_change;
+
 const BOOT: Uuid = Uuid::from_u128(0x3f2a_9c1e_0102_4304_8506_0708_090a_0b0c);
 
 fn facts(ppid: u32, name: &str) -> Option<Box<Facts>> {
@@ -113,7 +115,8 @@ fn each_process_gives_one_start_and_one_stop_with_the_same_key() {
 fn a_look_that_found_nothing_new_leaves_everything_as_it_is() {
     let mut tracker = new();
     tracker.observe(look(1000, vec![alive(1, 0), alive(20, 500)]));
-    let unchanged = Observation::Unchanged { boot_id: BOOT, uptime_ns: 1100 * CENTI_NS };
+    let unchanged =
+        Observation::Unchanged { boot_id: BOOT, uptime_ns: 1100 * CENTI_NS, time_ns: 0 };
     assert_eq!(tracker.observe(unchanged), []);
     assert_eq!(tracker.len(), 2);
     // A later run knows up to when everything was seen: what began before is not news.
@@ -178,6 +181,7 @@ fn lives_within_one_tick_have_generations() {
     let mut tracker = through_bytes(&tracker);
     assert_eq!(short(&tracker.observe(look(1101, vec![alive(20, 1100)]))), ["+20@1100.1"]);
     tracker.observe(look(2000, vec![]));
+    tracker.observe(look(3001, vec![]));
     assert!(tracker.ended.lives.is_empty());
 }
 
@@ -342,7 +346,7 @@ fn what_the_log_has_in_part_is_found_whole_again_and_is_no_change() {
     let mut other = child();
     other.facts.as_mut().unwrap().argv = Some(RawArgv::from_args(["tool"]).redact());
     second.observe(look(1300, vec![child()]));
-    assert_eq!(short(&second.observe(look(1400, vec![other]))), ["~20@500.0"]);
+    assert_eq!(short(&second.observe(look(1400, vec![other]))), ["~20@500.1"]);
 }
 
 #[test]

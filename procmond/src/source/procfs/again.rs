@@ -75,7 +75,8 @@ impl Scan for Again {
         seen.push(if has_news {
             Observation::Snapshot(table)
         } else {
-            Observation::Unchanged { boot_id, uptime_ns: table.uptime_ns }
+            let ProcessTable { uptime_ns, time_ns, .. } = table;
+            Observation::Unchanged { boot_id, uptime_ns, time_ns }
         });
         // After the look: whoever began while it lasted is counted, and seen now or the next time.
         if let (Some(base), Some(count)) = (before, self.forks()?) {
