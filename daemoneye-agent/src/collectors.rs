@@ -164,7 +164,9 @@ impl Collectors {
 fn wants(state: CollectorState) -> Wants {
     match state {
         CollectorState::Waiting => Wants::Begin,
-        CollectorState::Monitoring | CollectorState::Stopping => Wants::Nothing,
+        CollectorState::Monitoring | CollectorState::Blind | CollectorState::Stopping => {
+            Wants::Nothing
+        }
     }
 }
 
@@ -198,6 +200,8 @@ mod tests {
             health: CollectorHealth {
                 state,
                 source: of.source,
+                failed: None,
+                source_failures_total: 0,
                 interval_ms: 1_000,
                 processes: 3,
                 scans_total: 1,

@@ -10,15 +10,17 @@ mod gate;
 mod pressure;
 mod recorder;
 mod recovery;
+mod sight;
 pub mod snapshot;
 mod storm;
 pub mod tracker;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use daemoneye_lib::models::control::{CollectorHealth, CollectorState, LogHealth};
+use daemoneye_lib::models::control::{CollectorHealth, LogHealth};
 use daemoneye_lib::models::event::Event;
 use daemoneye_lib::models::gap::{GapEvent, GapReason};
 use daemoneye_lib::models::process::SourceName;
@@ -28,7 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::event_bus_connector::{BackpressureSignal, EventBusConnector};
-use crate::source::{Observation, SourceChoice, SourceError, SourceOptions, Started};
+use crate::source::{Observation, SourceChoice, SourceError, SourceOptions};
 use crate::wal::WalError;
 use digest::Digester;
 use filter::Filter;
@@ -37,6 +39,7 @@ use pressure::Pressure;
 use recorder::Recorder;
 pub use recorder::Refused;
 pub use recovery::Recovered;
+use sight::{Change, Sight, Sighted};
 use snapshot::Snapshot;
 use tracker::Tracker;
 
@@ -65,12 +68,18 @@ pub struct MonitorEnded;
 /// Why a monitor ended.
 #[derive(Debug, Error)]
 pub enum MonitorError {
-    /// The log failed for good.
-    #[error("events can no longer be made durable: {0}")]
+    /// The log failed for good, or it could not take the last events before the end.
+    #[error("{what}: {0}", what = what_failed(.0))]
     Log(#[from] WalError),
-    /// The source stopped observing.
-    #[error("the source {0} has stopped observing; see the log lines before this one")]
-    SourceEnded(SourceName),
+}
+
+fn what_failed(error: &WalError) -> &'static str {
+    if error.is_passing() {
+        "the end came before the last events could be made durable (the next run finds out which \
+         processes began and ended)"
+    } else {
+        "events can no longer be made durable"
+    }
 }
 
 /// What a monitor needs.
@@ -180,8 +189,10 @@ pub struct ProcessMonitor {
     /// When something was observed last.
     observed_at: Instant,
     pressure: Pressure,
-    digester: Option<Digester>,
-    source: Option<Started>,
+    digester: Option<Arc<Digester>>,
+    sight: Sight,
+    /// Told with the next look, which is when it ends.
+    open_gap: Option<GapEvent>,
     /// An interval to take up after the next look.
     next_interval: Option<Duration>,
     saved: Saved,
@@ -208,10 +219,12 @@ impl ProcessMonitor {
     ) -> (Self, MonitorHandle) {
         let (mailbox, messages) = mpsc::channel(MAILBOX);
         let Recovered { tracker, stream, sequence, refused } = recovered;
+        let digester = options.tell.sha256_bytes_max.map(Digester::new).map(Arc::new);
         let monitor = Self {
             saved: Saved { stream, sequence, at: Instant::now() },
             recorder: Recorder::new(connector.clone(), refused),
-            digester: options.tell.sha256_bytes_max.map(Digester::new),
+            sight: Sight::new(options.source, digester.clone()),
+            digester,
             gate: Gate::new(
                 options.tell.filter.clone(),
                 options.tell.cgroup_starts_per_second,
@@ -225,7 +238,7 @@ impl ProcessMonitor {
             pressure: Pressure::default(),
             summary_at: None,
             observed_at: Instant::now(),
-            source: None,
+            open_gap: None,
             next_interval: None,
             scans_total: 0,
             scan_errors_total: 0,
@@ -237,7 +250,7 @@ impl ProcessMonitor {
     /// Runs until it is told to shut down.
     ///
     /// # Errors
-    /// If the log fails for good or the source ends by itself.
+    /// If the log fails for good, or refuses the last events when it is told to shut down.
     pub async fn run(mut self) -> Result<(), MonitorError> {
         if self.connector.log().last() == Sequence::NONE {
             self.recorder.record(&stream_began(self.connector.log().stream())).await?;
@@ -258,10 +271,7 @@ impl ProcessMonitor {
                 }
                 Some(signal) = self.signals.recv() => self.signalled(signal).await?,
                 () = moment(self.summary_at) => self.summarise().await?,
-                observation = next_observation(&mut self.source) => match observation {
-                    Some(observation) => self.observed(observation).await?,
-                    None => return Err(MonitorError::SourceEnded(self.source_name())),
-                },
+                sighted = self.sight.next() => self.sighted(sighted).await?,
             }
         }
     }
@@ -297,29 +307,18 @@ impl ProcessMonitor {
     }
 
     fn begin(&mut self) -> Result<(), SourceError> {
-        if self.source.is_none() {
-            let interval = self.pressure.interval(self.options.see.interval);
-            let see = SourceOptions { interval, ..self.options.see };
-            let mut source = self.options.source.start(see)?;
-            if let Some(digester) = &self.digester {
-                source.observations = digester.follow(source.observations).map_err(|source| {
-                    SourceError::NoThread { name: self.options.source.best(), source }
-                })?;
-            }
-            for why_not in &source.instead {
-                warn!("{why_not}");
-            }
-            info!(source = %source.name, interval_ms = interval.as_millis(), "monitoring began");
-            self.source = Some(source);
-        }
-        Ok(())
+        self.sight.begin(self.see())
+    }
+
+    /// How sources see now.
+    fn see(&self) -> SourceOptions {
+        let interval = self.pressure.interval(self.options.see.interval);
+        SourceOptions { interval, ..self.options.see }
     }
 
     fn set_interval(&mut self, interval: Duration) {
         self.options.see.interval = interval;
-        if let Some(source) = &self.source {
-            source.handle.set_interval(self.pressure.interval(interval));
-        }
+        self.sight.set_interval(self.see().interval);
     }
 
     async fn signalled(&mut self, signal: BackpressureSignal) -> Result<(), MonitorError> {
@@ -341,9 +340,51 @@ impl ProcessMonitor {
         Ok(())
     }
 
+    async fn sighted(&mut self, sighted: Sighted) -> Result<(), MonitorError> {
+        let change = match sighted {
+            Sighted::Observation(observation) => return self.observed(observation).await,
+            Sighted::Ended => self.sight.ended(self.see()),
+            Sighted::Due => {
+                self.sight.due(self.see());
+                None
+            }
+            Sighted::Tried(result) => self.sight.tried(result, self.see()),
+        };
+        match change {
+            Some(Change::Takes { by, overlaps, gap }) => {
+                self.tracker.change_source(overlaps);
+                // It was started with the interval of that moment.
+                self.set_interval(self.options.see.interval);
+                if by == SourceName::Poll {
+                    // It sees nothing before it has looked.
+                    self.open_gap = Some(gap);
+                } else {
+                    self.recorder.record(&gap.into()).await?;
+                }
+            }
+            Some(Change::Blind { gap }) => self.recorder.record(&gap.into()).await?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Tells of a gap that ends then.
+    async fn close_gap(&mut self, until_ns: i64) -> Result<(), MonitorError> {
+        if let Some(gap) = self.open_gap.take() {
+            let gap = GapEvent { until_ns: Some(until_ns), time_ns: until_ns, ..gap };
+            self.recorder.record(&gap.into()).await?;
+        }
+        Ok(())
+    }
+
     async fn observed(&mut self, observation: Observation) -> Result<(), MonitorError> {
+        self.sight.note(&observation);
         match &observation {
-            Observation::Snapshot(_) | Observation::Unchanged { .. } => self.scans_total += 1,
+            Observation::Snapshot(table) => {
+                self.scans_total += 1;
+                self.close_gap(table.time_ns).await?;
+            }
+            Observation::Unchanged { .. } => self.scans_total += 1,
             Observation::Seen(_) | Observation::Ended(_) => {}
             Observation::Unseen(unseen) => self.unseen_max_total += unseen.missing,
             Observation::Overrun(overrun) => {
@@ -452,13 +493,16 @@ impl ProcessMonitor {
     }
 
     async fn finish(&mut self) -> Result<(), MonitorError> {
-        if let Some(Started { handle, mut observations, .. }) = self.source.take() {
-            handle.stop();
+        if let Some(gap) = self.sight.blind_gap() {
+            self.recorder.record(&gap.into()).await?;
+        }
+        if let Some(mut observations) = self.sight.end() {
             // What the source had seen already is still to be recorded.
             while let Some(observation) = observations.recv().await {
                 self.observed(observation).await?;
             }
         }
+        self.close_gap(wall_clock_ns()).await?;
         if let Some(gap) = self.pressure.end() {
             self.recorder.record(&gap.into()).await?;
         }
@@ -470,27 +514,21 @@ impl ProcessMonitor {
         self.save_snapshot().await
     }
 
-    /// What sees, or would if it began now and nothing stood in its way.
-    fn source_name(&self) -> SourceName {
-        self.source.as_ref().map_or(self.options.source.best(), |source| source.name)
-    }
-
     fn health(&self) -> CollectorHealth {
         let log = self.connector.log();
         let stats = log.stats();
         CollectorHealth {
-            state: match self.source {
-                Some(_) => CollectorState::Monitoring,
-                None => CollectorState::Waiting,
-            },
-            source: self.source_name(),
-            interval_ms: millis(self.pressure.interval(self.options.see.interval)),
+            state: self.sight.state(),
+            source: self.sight.name(),
+            failed: self.sight.failed(),
+            source_failures_total: self.sight.failures_total(),
+            interval_ms: millis(self.see().interval),
             processes: self.tracker.len() as u64,
             scans_total: self.scans_total,
             scan_errors_total: self.scan_errors_total,
             unseen_max_total: self.unseen_max_total,
             events: self.recorder.counts(),
-            digests: self.digester.as_ref().map(Digester::counts),
+            digests: self.digester.as_deref().map(Digester::counts),
             summarised: self.gate.summarised(),
             excluded: self.gate.excluded(),
             shed: self.pressure.shed_total(),
@@ -506,14 +544,6 @@ impl ProcessMonitor {
             },
             connector: self.connector.health(),
         }
-    }
-}
-
-/// What the source sees next; never, without one. Cancel-safe.
-async fn next_observation(source: &mut Option<Started>) -> Option<Observation> {
-    match source {
-        Some(source) => source.observations.recv().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -117,6 +117,8 @@ fn health(log: &Log) -> daemoneye_lib::models::control::CollectorHealth {
     CollectorHealth {
         state: CollectorState::Monitoring,
         source: SourceName::Poll,
+        failed: None,
+        source_failures_total: 0,
         interval_ms: 1000,
         processes: 1,
         scans_total: 1,

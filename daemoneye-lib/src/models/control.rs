@@ -37,6 +37,8 @@ pub enum CollectorState {
     Waiting,
     /// Watching processes.
     Monitoring,
+    /// Seeing nothing: the source has failed, and no other works. It is tried again and again.
+    Blind,
     /// Ending: no more events are collected, the last are being delivered.
     Stopping,
 }
@@ -48,6 +50,7 @@ impl CollectorState {
         match self {
             Self::Waiting => "waiting",
             Self::Monitoring => "monitoring",
+            Self::Blind => "blind",
             Self::Stopping => "stopping",
         }
     }
@@ -128,8 +131,14 @@ pub struct Heartbeat {
 pub struct CollectorHealth {
     /// What it is doing.
     pub state: CollectorState,
-    /// What it sees processes with.
+    /// What it sees processes with, or saw last.
     pub source: SourceName,
+    /// The source that should see, where it has failed while it ran.
+    #[serde(default)]
+    pub failed: Option<FailedSource>,
+    /// How often a source has failed while it ran.
+    #[serde(default)]
+    pub source_failures_total: u64,
     /// Milliseconds between two looks, as in force now: longer under backpressure.
     pub interval_ms: u64,
     /// Processes alive at the last look.
@@ -155,6 +164,17 @@ pub struct CollectorHealth {
     pub log: LogHealth,
     /// The way to the broker.
     pub connector: ConnectorHealth,
+}
+
+/// A source that has failed while it ran, and will see again when it works.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FailedSource {
+    /// Which.
+    pub source: SourceName,
+    /// What went wrong last, for people.
+    pub why: String,
+    /// When it is tried next: wall clock, nanoseconds since 1970. `None`: right now.
+    pub next_try_ns: Option<i64>,
 }
 
 /// Events by kind.

@@ -72,6 +72,8 @@ pub enum GapReason {
     ConsumerBehind,
     /// Processes may have lived unseen between two looks at the process table.
     Unseen,
+    /// What saw processes has failed, or another source has taken its place.
+    SourceChanged,
 }
 
 impl GapReason {
@@ -87,6 +89,7 @@ impl GapReason {
             Self::Shed => "shed",
             Self::ConsumerBehind => "consumer_behind",
             Self::Unseen => "unseen",
+            Self::SourceChanged => "source_changed",
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use daemoneye_eventbus::{ClientOptions, Role};
-use daemoneye_lib::models::control::{EventCounts, Summarised};
+use daemoneye_lib::models::control::{CollectorState, EventCounts, Summarised};
 use daemoneye_lib::models::process::{
     Completeness, KeyPrecision, ProcessEvent, ProcessEventKind, SourceName,
 };
@@ -90,7 +90,7 @@ impl Bench {
         self.monitor_with(log, self.monitor_options(interval))
     }
 
-    fn monitor_with(
+    pub(super) fn monitor_with(
         &self,
         log: &WriteAheadLog,
         options: MonitorOptions,
@@ -102,7 +102,7 @@ impl Bench {
         (monitor, handle, signals)
     }
 
-    fn monitor_options(&self, interval: Duration) -> MonitorOptions {
+    pub(super) fn monitor_options(&self, interval: Duration) -> MonitorOptions {
         let snapshot_path = self.snapshot_path();
         MonitorOptions {
             source: SourceChoice::Poll,
@@ -121,7 +121,7 @@ impl Bench {
 }
 
 /// Waits until it holds.
-async fn until(mut holds: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !holds().await {
         assert!(Instant::now() < deadline, "waited in vain");
@@ -252,8 +252,8 @@ async fn beginning_again_does_not_begin_again() {
     let (mut monitor, _handle, _signals) = bench.monitor(&log, INTERVAL_MAX);
     assert_eq!(monitor.health().state, CollectorState::Waiting);
     monitor.begin().unwrap();
-    let first = next_observation(&mut monitor.source).await.unwrap();
-    monitor.observed(first).await.unwrap();
+    let first = monitor.sight.next().await;
+    monitor.sighted(first).await.unwrap();
     assert_eq!(monitor.health().state, CollectorState::Monitoring);
     monitor.begin().unwrap();
     // A source that has just been started looks before it ends.
@@ -267,15 +267,14 @@ async fn the_source_is_told_what_backpressure_makes_of_the_interval() {
     let log = bench.open(Bench::options()).await;
     let (mut monitor, _handle, _signals) = bench.monitor(&log, INTERVAL_MAX);
     monitor.begin().unwrap();
-    next_observation(&mut monitor.source).await.unwrap();
+    monitor.sight.next().await;
     for signal in [ENGAGE, RELEASE] {
         // It looks once an hour, and again only if it is told.
         monitor.options.see.interval = INTERVAL_MIN;
         monitor.signalled(signal).await.unwrap();
-        until(async || monitor.source.as_mut().unwrap().observations.try_recv().is_ok()).await;
+        tokio::time::timeout(DEADLINE, monitor.sight.next()).await.expect("a look");
         set(&mut monitor, 3_600_000, true).unwrap();
-        let observations = &mut monitor.source.as_mut().unwrap().observations;
-        while observations.try_recv().is_ok() {}
+        while tokio::time::timeout(Duration::ZERO, monitor.sight.next()).await.is_ok() {}
     }
 }
 
@@ -409,6 +408,9 @@ async fn w8_a_full_disk_costs_events_and_not_the_monitor() {
     assert!(!monitor.snapshot_is_due(), "it is tried again later, not at every look");
     let error = monitor.finish().await.unwrap_err();
     assert!(matches!(error, MonitorError::Log(WalError::DiskFull { .. })), "{error}");
+    // The log's own text says that it goes on when there is room.
+    let text = error.to_string();
+    assert!(text.contains("the next run finds out") && !text.contains("no longer"), "{text}");
 
     storage.heal();
     until(async || log.last_durable() == log.last() && log.stats().refusing.is_none()).await;
@@ -510,16 +512,16 @@ async fn kill(running: tokio::task::JoinHandle<Result<(), MonitorError>>) {
 }
 
 #[cfg(unix)]
-mod real {
+pub(super) mod real {
     use std::process::{Child, Command, Stdio};
 
     use super::*;
 
     /// A process that lives until it is told to end.
-    struct Life(Child);
+    pub(in crate::monitor) struct Life(Child);
 
     impl Life {
-        fn begin() -> Self {
+        pub(in crate::monitor) fn begin() -> Self {
             Self::of("line")
         }
 
@@ -530,11 +532,11 @@ mod real {
             Self(child.unwrap())
         }
 
-        fn pid(&self) -> u32 {
+        pub(in crate::monitor) fn pid(&self) -> u32 {
             self.0.id()
         }
 
-        fn end(mut self) -> u32 {
+        pub(in crate::monitor) fn end(mut self) -> u32 {
             drop(self.0.stdin.take());
             self.0.wait().unwrap();
             self.0.id()
@@ -550,7 +552,7 @@ mod real {
     }
 
     /// Starts and stops of a process.
-    fn of(events: &[(Sequence, Event)], pid: u32) -> Vec<ProcessEvent> {
+    pub(in crate::monitor) fn of(events: &[(Sequence, Event)], pid: u32) -> Vec<ProcessEvent> {
         let events = events.iter().filter_map(|(_, event)| match event {
             Event::Process(event) if event.pid() == pid => Some((**event).clone()),
             _ => None,
@@ -560,7 +562,12 @@ mod real {
         events.filter(|event| !is_modify(event)).collect()
     }
 
-    async fn seen(log: &WriteAheadLog, from: Sequence, pid: u32, count: usize) {
+    pub(in crate::monitor) async fn seen(
+        log: &WriteAheadLog,
+        from: Sequence,
+        pid: u32,
+        count: usize,
+    ) {
         until(async || {
             log.flush().await.unwrap();
             of(&records(log, from), pid).len() >= count
@@ -664,7 +671,7 @@ mod real {
 
     /// Whether tracepoints can be used here.
     #[cfg(target_os = "linux")]
-    fn can_use_ebpf() -> bool {
+    pub(in crate::monitor) fn can_use_ebpf() -> bool {
         match crate::source::probe_ebpf() {
             Ok(()) => true,
             Err(error) => {

@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 
 use daemoneye_lib::display::{self, bytes, duration, time};
-use daemoneye_lib::models::control::{CollectorHealth, Digests, Shed, Summarised};
+use daemoneye_lib::models::control::{CollectorHealth, Digests, FailedSource, Shed, Summarised};
+use daemoneye_lib::stream::wall_clock_ns;
 use jiff::tz::TimeZone;
 
 use crate::status::{AgentStatus, CollectorStatus, StoreStatus};
@@ -97,6 +98,9 @@ fn health(out: &mut impl Write, health: &CollectorHealth) -> io::Result<()> {
             health.unseen_max_total
         ),
     )?;
+    if let Some(failed) = &health.failed {
+        line(out, "  failed", &self::failed(failed, wall_clock_ns()))?;
+    }
     line(
         out,
         "  events",
@@ -161,6 +165,18 @@ fn health(out: &mut impl Write, health: &CollectorHealth) -> io::Result<()> {
             connector.reconnects_total
         ),
     )
+}
+
+fn failed(failed: &FailedSource, now_ns: i64) -> String {
+    let FailedSource { source, why, next_try_ns } = failed;
+    let next = next_try_ns.map_or_else(
+        || "is being tried again".to_owned(),
+        |at_ns| {
+            let ms = at_ns.saturating_sub(now_ns).max(0).unsigned_abs() / 1_000_000;
+            format!("is tried again in {}", span(ms))
+        },
+    );
+    format!("{source} {next}; {}", plain(why))
 }
 
 fn store(out: &mut impl Write, store: &StoreStatus) -> io::Result<()> {

@@ -163,6 +163,34 @@ fn the_encoding_of_version_1_is_frozen() {
     assert_eq!(EventKind::from_u8(5), None);
 }
 
+/// So are the numbers of the reasons.
+#[test]
+fn each_reason_for_a_gap_keeps_its_number() {
+    use GapReason::*;
+    let reasons = [
+        (StreamBegan, "stream_began"),
+        (LogReplaced, "log_replaced"),
+        (LogDamaged, "log_damaged"),
+        (LogFull, "log_full"),
+        (CaptureOverrun, "capture_overrun"),
+        (Shed, "shed"),
+        (ConsumerBehind, "consumer_behind"),
+        (Unseen, "unseen"),
+        (SourceChanged, "source_changed"),
+    ];
+    for (number, (reason, word)) in (0..).zip(reasons) {
+        let event = Event::from(GapEvent { reason, ..gap() });
+        let bytes = event.encode();
+        assert_eq!(
+            hex(&bytes),
+            format!("0101{number:02x}010301070109010100fb58020c62616420636865636b73756d")
+        );
+        assert_eq!(Event::decode(&bytes).unwrap(), event);
+        assert_eq!(reason.as_str(), word);
+        assert_eq!(serde_json::to_value(event).unwrap()["reason"], word);
+    }
+}
+
 #[test]
 fn json_is_flat_and_leaves_out_what_is_unknown() {
     let json = |event: Event| serde_json::to_value(event).unwrap();
