@@ -1,5 +1,6 @@
 //! From facts to events.
 
+use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::event::Event;
 use daemoneye_lib::models::process::{
     Completeness, Exit, FieldChange, ProcessEvent, ProcessEventKind, ProcessKey,
@@ -51,6 +52,13 @@ pub(super) fn start_event(
     }
 }
 
+/// Whether both are the name of one thread of the kernel: where some sources see all of it, others
+/// see the first fifteen bytes. Nobody else's name has more.
+fn is_one_cut(one: &ByteString, other: &ByteString) -> bool {
+    let (short, long) = if one.len() < other.len() { (one, other) } else { (other, one) };
+    short.len() == 15 && long.len() > 15 && long.as_bytes().starts_with(short.as_bytes())
+}
+
 impl Entry {
     /// The end of this process.
     pub(super) fn stop(&self, mut exit: Exit, look: Look) -> Event {
@@ -82,7 +90,14 @@ impl Entry {
                 known.$field.clone_from(&facts.$field);
             };
         }
-        take!(name, Name);
+        match (&known.name, &facts.name) {
+            (Some(before), Some(now)) if is_one_cut(before, now) => {
+                known.name = before.max(now).clone().into();
+            }
+            _ => {
+                take!(name, Name);
+            }
+        }
         take!(exe, Exe);
         take!(argv, Argv);
         take!(uid, Uid);
@@ -115,7 +130,11 @@ impl Entry {
                 $(differs |= facts.$field.is_some() && known.$field != facts.$field;)*
             };
         }
-        differs!(name, uid, euid, gid, egid, login_uid, session, capabilities, cgroup);
+        differs |= match (&known.name, &facts.name) {
+            (Some(before), Some(now)) => before != now && !is_one_cut(before, now),
+            (before, now) => before.is_none() && now.is_some(),
+        };
+        differs!(uid, euid, gid, egid, login_uid, session, capabilities, cgroup);
         if !differs {
             return None;
         }

@@ -231,6 +231,23 @@ fn changes_carry_old_and_new_values() {
     assert_eq!(process(&stop[0]).name, Some("new".into()));
 }
 
+/// Threads of the kernel have names of which a tracepoint tells the beginning and `/proc` all.
+#[test]
+fn a_name_that_is_seen_cut_is_no_other_name() {
+    let (whole, cut) = ("kworker/R-kvfree_rcu_reclaim", "kworker/R-kvfre");
+    let named = |name: &str| Facts { name: Some(name.into()), ..*facts(2, name).unwrap() };
+    let mut tracker = told();
+    let life = (9, 2_000_000);
+    let events = tracker.observe(seen(vec![at(2000, life, forked(1, cut))]));
+    assert_eq!(process(&events[0]).name, Some(cut.into()));
+    let mut observe = |micros, what| tracker.observe(seen(vec![at(micros, life, what)]));
+    assert_eq!(observe(3000, What::Changed(Box::new(named(whole)))), []);
+    assert_eq!(observe(4000, What::Found(Box::new(named(cut)))), []);
+    let events = observe(5000, What::Found(Box::new(named("kworker/R-other"))));
+    let ProcessEventKind::Modify { changes } = &process(&events[0]).kind else { panic!() };
+    assert_eq!(changes, &[FieldChange::Name(Some(whole.into()))], "all of it is kept");
+}
+
 #[test]
 fn a_failed_look_means_nothing() {
     let mut tracker = new();
