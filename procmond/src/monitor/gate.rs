@@ -1,8 +1,9 @@
 //! Lets through the events of processes that are to be told of.
 //!
-//! A process is judged once when it starts, and again when it runs another program, as long as its
-//! start has not been told: then its start is told at that moment. Once the start has been told,
-//! everything is, to the end: whoever hears a stop has heard the start, and the other way round.
+//! A process is judged once when it starts, and again when it runs another program, or has another
+//! user or control group, as long as its start has not been told: then its start is told at that
+//! moment. Once the start has been told, everything is, to the end: whoever hears a stop has heard
+//! the start, and the other way round.
 //!
 //! If a control group begins more processes than the limit allows, those beyond it are counted
 //! instead. One that is still alive when there is room again is told then, as one that was there
@@ -152,7 +153,7 @@ impl Gate {
                 Some(withheld) => {
                     let existing = withheld.existing;
                     let subject = Subject::new(&event, withheld.parent_exe.as_ref());
-                    if !runs_another(changes) || !self.filter.admits(&subject) {
+                    if !may_matter(changes) || !self.filter.admits(&subject) {
                         Verdict::Exclude
                     } else if existing || has_room(&mut self.storms, &event) {
                         event.kind = ProcessEventKind::Start { existing };
@@ -214,9 +215,19 @@ const fn began_ns(key: ProcessKey) -> u64 {
     key.start_centis.saturating_mul(CENTI_NS)
 }
 
-/// Whether it runs another program than before, or the same anew.
-fn runs_another(changes: &[FieldChange]) -> bool {
-    changes.iter().any(|change| matches!(change, FieldChange::Exe(_) | FieldChange::Argv(_)))
+/// Whether something has changed that rules ask for.
+fn may_matter(changes: &[FieldChange]) -> bool {
+    changes.iter().any(|change| match change {
+        FieldChange::Exe(_) | FieldChange::Argv(_) => true,
+        FieldChange::Uid(_) | FieldChange::Cgroup(_) => true,
+        FieldChange::Name(_)
+        | FieldChange::Euid(_)
+        | FieldChange::Gid(_)
+        | FieldChange::Egid(_)
+        | FieldChange::LoginUid(_)
+        | FieldChange::Session(_)
+        | FieldChange::Capabilities(_) => false,
+    })
 }
 
 #[cfg(test)]

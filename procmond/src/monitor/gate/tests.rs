@@ -182,6 +182,31 @@ fn one_that_runs_another_program_is_judged_again_and_then_its_start_is_told() {
     assert_eq!(short(&told), ["=2"]);
 }
 
+#[test]
+fn one_that_has_another_user_or_control_group_is_judged_again() {
+    let mut bench =
+        Bench::new("exclude = [{ uid = 1000 }, { cgroup = '/quiet' }, { exe = '/bin/9' }]");
+    bench.tell(look(SECOND, [(1, 0, (0, false, 0))]));
+    let moved = |to: &str| What::Moved { cgroup: to.into(), container_id: None };
+    let drops = |uid| {
+        let uid = Some(uid);
+        What::Changed(Box::new(Facts { uid, ..Facts::unknown(Completeness::Complete) }))
+    };
+    let told = bench.tell(seen(vec![
+        at(2 * SECOND, 30, forked(1)),
+        at(2 * SECOND + 1, 30, moved("/quiet")),
+        at(2 * SECOND + 2, 30, drops(7)),
+        // Only now nothing speaks against it.
+        at(2 * SECOND + 3, 30, moved("/loud")),
+        at(2 * SECOND + 4, 30, drops(1000)),
+        at(2 * SECOND + 5, 31, forked(1)),
+        at(2 * SECOND + 6, 31, drops(8)),
+    ]));
+    assert_eq!(short(&told), ["+30", "~30", "+31"]);
+    assert_eq!((told[0].uid, told[0].cgroup.clone()), (Some(7), Some("/loud".into())));
+    assert_eq!(bench.gate.excluded(), Excluded { processes_total: 3, events_total: 5 });
+}
+
 /// A parent that ran another program, or ended, before its child was judged, in the same batch.
 #[test]
 fn the_parent_is_what_it_was_when_the_child_began() {
