@@ -42,7 +42,8 @@ const ENDED_MIN: usize = 4096;
 /// The process table.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    processes: HashMap<u32, Entry>,
+    /// Boxed: a map has room for nearly twice what is in it.
+    processes: HashMap<u32, Box<Entry>>,
     ended: EndedLives,
     past: Past,
     /// The source has changed since the last look: what the next one shows was missed.
@@ -337,7 +338,7 @@ impl Tracker {
                 let mut start = self.start(birth, facts.as_deref(), existing, look);
                 start.inferred = is_missed && matches!(past, Past::ThisRun { .. });
                 let entry = Entry { start, start_ns, told_ns: 0, is_over };
-                self.processes.insert(pid, entry);
+                self.processes.insert(pid, Box::new(entry));
                 if !is_over {
                     began.push(pid);
                 }
@@ -384,7 +385,7 @@ impl Tracker {
                 (entry.start.key.boot_id, entry.start.key.start_centis)
                     == (ends.boot_id, start_centis)
             };
-            if !self.processes.get(&pid).is_some_and(is_it) {
+            if !self.processes.get(&pid).is_some_and(|entry| is_it(entry)) {
                 continue;
             }
             let Some(entry) = self.processes.remove(&pid) else { continue };
@@ -432,14 +433,14 @@ impl Tracker {
     fn stop_missing(&mut self, observed: &[ObservedProcess], look: Look) -> Vec<Event> {
         let there: HashMap<u32, Birth> =
             observed.iter().map(|process| (process.pid, Birth::of(process))).collect();
-        let is_gone = |_: &u32, entry: &mut Entry| {
+        let is_gone = |_: &u32, entry: &mut Box<Entry>| {
             let key = &entry.start.key;
             let is_there =
                 there.get(&key.pid).is_some_and(|birth| birth.is_of(key, entry.start_ns, look));
             // One that began while the others were looked at may have come too late.
             key.boot_id != look.boot_id || !is_there && entry.told_ns < look.uptime_ns
         };
-        let mut gone: Vec<Entry> =
+        let mut gone: Vec<Box<Entry>> =
             self.processes.extract_if(is_gone).map(|(_, entry)| entry).collect();
         gone.sort_unstable_by_key(|entry| entry.start.key);
         let mut events = Vec::new();
@@ -478,7 +479,7 @@ impl Tracker {
 
     fn insert(&mut self, start: ProcessEvent) {
         let entry = Entry { start, start_ns: None, told_ns: 0, is_over: false };
-        self.processes.insert(entry.start.pid(), entry);
+        self.processes.insert(entry.start.pid(), Box::new(entry));
     }
 }
 

@@ -159,7 +159,7 @@ impl Tracker {
         let entry =
             Entry { start, start_ns: Some(start_ns), told_ns: look.uptime_ns, is_over: false };
         let key = entry.start.key;
-        self.processes.insert(pid, entry);
+        self.processes.insert(pid, Box::new(entry));
         let parent_key = self.parent_key(pid);
         let entry = self.processes.get_mut(&pid).filter(|entry| entry.start.key == key);
         let start = &mut entry.expect("it was just put there").start;
@@ -169,7 +169,9 @@ impl Tracker {
 
     /// What a process has from the one that made it, until it runs a program of its own.
     fn inherited(&self, forker: u32, inherits_group: bool, facts: Facts) -> Facts {
-        let Some(forker) = self.processes.get(&forker).map(Entry::facts) else { return facts };
+        let Some(forker) = self.processes.get(&forker).map(|forker| forker.facts()) else {
+            return facts;
+        };
         // What was missed of that process is missing here, too.
         let completeness = match facts.completeness {
             Completeness::EnrichedLate => Completeness::EnrichedLate,
