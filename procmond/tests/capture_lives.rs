@@ -624,8 +624,51 @@ fn an_end_by_a_signal_is_told_with_the_core_file() {
     }
 }
 
-/// A child that its maker gives to its own parent, one that runs no program, and one whose maker
-/// waits for it to run one.
+/// As `vfork` does, which most programs run others with: its maker sleeps until the child has run a
+/// program. Before that it is its maker in all that is told of it.
+#[test]
+fn a_child_that_its_maker_waits_for_is_told_before_it_runs_a_program() {
+    if !has("perl") {
+        return;
+    }
+    for choice in sources() {
+        let mut watch = Watch::begin(choice);
+        // CLONE_VFORK and SIGCHLD.
+        let script = format!(
+            "cue; if (!syscall({CLONE}, 0x4000|17, 0, 0, 0, 0)) \
+             {{ cue; exec 'cat', '-', '{MARK}' or die }} cue"
+        );
+        let mut actor = watch.follow(&script);
+        let maker = watch.known(actor.pid()).unwrap().clone();
+        actor.act();
+        actor.has_done();
+        let made = |event: &&ProcessEvent| event.ppid == Some(maker.pid());
+        watch.until("the child", |watch| watch.events.iter().any(|event| made(&event)));
+        let start = watch.events.iter().find(made).unwrap().clone();
+        assert_eq!(start.kind, ProcessEventKind::Start { existing: false }, "{choice}");
+        assert_eq!((&start.exe, &start.argv), (&maker.exe, &maker.argv), "{choice}");
+        assert_eq!(start.parent_key, Some(maker.key), "{choice}");
+        watch.events.clear();
+        actor.act();
+        // Its maker goes on.
+        actor.has_done();
+        watch.until("the program", |watch| {
+            watch.known(start.pid()).unwrap().name == Some("cat".into())
+        });
+        actor.leave();
+        let life = watch.life(start.pid());
+        assert!(life.iter().all(|event| event.key == start.key), "{life:#?}");
+        let told = changes(&life);
+        let (perl, cat) = (start.exe.unwrap(), fs::canonicalize("/bin/cat").unwrap());
+        let path = format!("exe: {} -> {}\nname: perl -> cat\n", perl.to_text(), cat.display());
+        assert!(told.ends_with(&path), "{choice}: {told}");
+        assert!(told.contains(&format!("{MARK} -> cat - {MARK}\n")), "{choice}: {told}");
+        let ends = ProcessEventKind::Start { existing: false };
+        assert!(life.iter().all(|event| event.kind != ends), "{choice}: {life:#?}");
+    }
+}
+
+/// A child that its maker gives to its own parent, and one that runs no program.
 #[test]
 fn who_made_a_process_and_who_is_its_parent_are_told_apart() {
     if !has("perl") {
