@@ -53,9 +53,12 @@ pub const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 /// grown this much: a restart reads the log from there on.
 const SNAPSHOT_AGE: Duration = Duration::from_secs(60);
 const SNAPSHOT_EVENTS: u64 = 50_000;
-/// With so many events at once, as the first look at a large table gives, what they took is given
-/// back: it would stay as large as the table itself.
+/// After so many events what they took is given back: after the first look at a large table that
+/// is as much as the table itself.
 pub(crate) const BURST: usize = 1000;
+/// So much later, when they are in the log: what is still in use in between keeps the rest. It
+/// takes milliseconds, so it is not done all the time either.
+const GIVE_BACK_AFTER: Duration = Duration::from_secs(5);
 
 /// How often it is told what was left out in a storm.
 const SUMMARY_EVERY: Duration = Duration::from_secs(1);
@@ -186,6 +189,9 @@ pub struct ProcessMonitor {
     gate: Gate,
     /// When it is told next what was left out in storms.
     summary_at: Option<tokio::time::Instant>,
+    /// Events since memory was given back last, and when it is next.
+    burst: usize,
+    give_back_at: Option<tokio::time::Instant>,
     /// When something was observed last.
     observed_at: Instant,
     pressure: Pressure,
@@ -237,6 +243,8 @@ impl ProcessMonitor {
             tracker,
             pressure: Pressure::default(),
             summary_at: None,
+            burst: 0,
+            give_back_at: None,
             observed_at: Instant::now(),
             open_gap: None,
             next_interval: None,
@@ -271,6 +279,10 @@ impl ProcessMonitor {
                 }
                 Some(signal) = self.signals.recv() => self.signalled(signal).await?,
                 () = moment(self.summary_at) => self.summarise().await?,
+                () = moment(self.give_back_at) => {
+                    crate::heap::give_back();
+                    (self.burst, self.give_back_at) = (0, None);
+                }
                 sighted = self.sight.next() => self.sighted(sighted).await?,
             }
         }
@@ -307,6 +319,8 @@ impl ProcessMonitor {
     }
 
     fn begin(&mut self) -> Result<(), SourceError> {
+        // What it takes to put a source in place is more than all that is kept.
+        self.give_back_later();
         self.sight.begin(self.see())
     }
 
@@ -400,15 +414,15 @@ impl ProcessMonitor {
             self.pressure.rise(self.connector.backlog_percent());
         }
         let events = self.tracker.observe(observation);
-        let is_burst = events.len() >= BURST;
+        self.burst += events.len();
+        if self.burst >= BURST {
+            self.give_back_later();
+        }
         for event in events {
             let Some(event) = self.gate.pass(event) else { continue };
             if let Some(event) = self.pressure.press(event) {
                 self.recorder.record(&event).await?;
             }
-        }
-        if is_burst {
-            crate::heap::give_back();
         }
         if self.gate.owes() {
             self.summary_at.get_or_insert_with(|| tokio::time::Instant::now() + SUMMARY_EVERY);
@@ -427,6 +441,11 @@ impl ProcessMonitor {
             }
         }
         Ok(())
+    }
+
+    fn give_back_later(&mut self) {
+        let later = || tokio::time::Instant::now() + GIVE_BACK_AFTER;
+        self.give_back_at.get_or_insert_with(later);
     }
 
     /// Tells what was left out in storms, and which of it is still there.
