@@ -645,6 +645,9 @@ fn new_poll() -> Result<portable::Portable, SourceError> {
     Ok(portable::Portable::new())
 }
 
+#[cfg(target_os = "linux")]
+#[doc(hidden)]
+pub use ebpf::Passes as EbpfPasses;
 pub use poll::SourceHandle;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use procmond::monitor::tracker::Tracker;
-use procmond::source::{SourceChoice, SourceOptions};
+use procmond::source::{EbpfPasses, SourceChoice, SourceOptions, probe_ebpf};
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
 use rustix::time::{ClockId, clock_gettime};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
@@ -34,8 +34,17 @@ struct Args {
 }
 
 /// The first is the floor, the second the limit.
-const WAYS: [&str; 6] =
-    ["names only", "raw stat", "poll", "poll, with its table", "sysinfo", "ps -e"];
+const WAYS: [&str; 9] = [
+    "names only",
+    "raw stat",
+    "poll",
+    "poll, with its table",
+    "ebpf",
+    "ebpf, with its table",
+    "ebpf, sweep",
+    "sysinfo",
+    "ps -e",
+];
 
 /// What one turn cost: milliseconds of processor time for the first look and for one after it, and
 /// the resident KiB in the end.
@@ -53,20 +62,23 @@ pub(super) fn main() {
         println!("{first} {later} {kib}");
         return;
     }
+    let has_ebpf = probe_ebpf().inspect_err(|error| println!("{error}\n")).is_ok();
+    let ways = WAYS.into_iter().filter(|way| !way.starts_with("ebpf") || has_ebpf);
+    let ways: Vec<&str> = ways.collect();
     println!("Milliseconds of processor time for a look; medians of {} turns.\n", args.rounds);
     println!("| processes | way | first | later | to raw stat | resident MB |");
     println!("|---|---|---|---|---|---|");
     for count in &args.sleepers {
         let sleepers = Sleepers::start(*count);
-        let mut costs = vec![Vec::new(); WAYS.len()];
+        let mut costs = vec![Vec::new(); ways.len()];
         for round in 0..args.rounds {
-            for turn in 0..WAYS.len() {
-                let at = (turn + round) % WAYS.len();
-                costs[at].push(in_own_process(WAYS[at], args.looks));
+            for turn in 0..ways.len() {
+                let at = (turn + round) % ways.len();
+                costs[at].push(in_own_process(ways[at], args.looks));
             }
         }
         let medians: Vec<Cost> = costs.iter().map(|costs| median_cost(costs)).collect();
-        for (way, cost) in WAYS.iter().zip(&medians) {
+        for (way, cost) in ways.iter().zip(&medians) {
             let Cost { first, later, kib } = cost;
             let (ratio, mb) = (later / medians[1].later, kib / 1024.0);
             println!("| {count} | {way} | {first:.1} | {later:.1} | {ratio:.2} | {mb:.1} |");
@@ -101,6 +113,12 @@ fn measure(way: &str, looks: u32) -> Cost {
         }
         "poll" => poll(looks, None),
         "poll, with its table" => poll(looks, Some(Tracker::new())),
+        "ebpf" => ebpf(looks, |passes| drop(passes.look().expect("a look"))),
+        "ebpf, with its table" => {
+            let mut table = Tracker::new();
+            ebpf(looks, |passes| drop(table.observe(passes.look().expect("a look"))))
+        }
+        "ebpf, sweep" => ebpf(looks, EbpfPasses::sweep),
         "sysinfo" => {
             let mut system = System::new().expect("a system");
             let kind = ProcessRefreshKind::nothing().without_tasks();
@@ -144,6 +162,12 @@ fn poll(looks: u32, mut table: Option<Tracker>) -> (f64, f64) {
         look();
     }
     (first - before, (cpu_ms() - first) / f64::from(looks))
+}
+
+/// With the programs in place: putting them there is not what is measured.
+fn ebpf(looks: u32, mut look: impl FnMut(&mut EbpfPasses)) -> (f64, f64) {
+    let mut passes = EbpfPasses::new().expect("it was probed");
+    look_again(looks, || look(&mut passes))
 }
 
 /// In hundredths of a second is what the kernel says of children.

@@ -25,7 +25,8 @@ use tokio::sync::mpsc;
 use super::clock::since_boot_ns;
 use super::native::is_ready_within;
 use super::poll::{self, Control, SourceHandle};
-use super::teller::{self, NoChunk, Teller};
+use super::procfs::Procfs;
+use super::teller::{self, Feed, NoChunk, Teller};
 use super::{Observation, SourceError, SourceOptions};
 use inventory::Inventory;
 use records::Records;
@@ -69,10 +70,43 @@ pub(super) fn start(
     let (control, orders) = blocking::channel();
     let intake = Intake::new(ring, options.tick, orders);
     let hold = options.tick * HELD_TICKS;
-    let records = Records { lost, inventory, page_bytes: rustix::param::page_size() as u64 };
+    let records = Records::new(lost, inventory);
     let teller = Teller::new(records, intake, table, hold, observations);
     poll::spawn(SourceName::Ebpf, "procmond-ebpf", move || teller.run())?;
     Ok(SourceHandle::new(control))
+}
+
+/// Passes over all processes, one at a time as they are asked for: for benches.
+pub struct Passes {
+    records: Records,
+    table: Procfs,
+    /// Sweeps write into it.
+    _ring: RingBuf<MapData>,
+}
+
+impl Passes {
+    /// Puts the programs in place.
+    ///
+    /// # Errors
+    /// If the kernel does not take them, or there is no process table.
+    pub fn new() -> Result<Self, SourceError> {
+        let Programs { inventory, ring, lost } = load(8 << 20)?;
+        let table = super::new_poll()?;
+        Ok(Self { records: Records::new(lost, inventory), table, _ring: ring })
+    }
+
+    /// Every process that is there, with what is not known of it yet.
+    ///
+    /// # Errors
+    /// If the process table cannot be read.
+    pub fn look(&mut self) -> Result<Observation, SourceError> {
+        self.records.look(&mut self.table).map(Observation::Snapshot)
+    }
+
+    /// Has every process told of that has changed since that was done last.
+    pub fn sweep(&mut self) {
+        self.records.sweep();
+    }
 }
 
 /// Finds out whether the programs can be put in place.

@@ -13,9 +13,9 @@ use crate::source::{Facts, Happening, ProcessTable, SourceError, What};
 
 /// What is taken out of the ring, and what the iterators find.
 pub(super) struct Records {
-    pub(super) lost: Array<MapData, [u32; 3]>,
-    pub(super) inventory: Inventory,
-    pub(super) page_bytes: u64,
+    lost: Array<MapData, [u32; 3]>,
+    inventory: Inventory,
+    page_bytes: u64,
 }
 
 impl Feed for Records {
@@ -56,6 +56,10 @@ impl Feed for Records {
 }
 
 impl Records {
+    pub(super) fn new(lost: Array<MapData, [u32; 3]>, inventory: Inventory) -> Self {
+        Self { lost, inventory, page_bytes: rustix::param::page_size() as u64 }
+    }
+
     fn happening(&mut self, record: &Record<'_>, table: &mut Procfs) -> Option<Happening> {
         let pid = record.pid;
         let what = match record.kind {

@@ -140,7 +140,7 @@ fn without_iterators_the_process_table_is_read() {
     let (control, orders) = blocking::channel();
     let tick = Duration::ZERO;
     let intake = Intake::new(ring, tick, orders);
-    let records = Records { lost, inventory, page_bytes: 4096 };
+    let records = Records::new(lost, inventory);
     let teller = Teller::new(records, intake, procfs, tick, sender);
     let teller = thread::spawn(move || teller.run());
     let Some(Observation::Snapshot(table)) = observations.blocking_recv() else { panic!() };
