@@ -404,6 +404,8 @@ impl ProcessMonitor {
             Observation::Overrun(overrun) => {
                 warn!(missing = overrun.missing, "the kernel had no room to tell of everything");
             }
+            // Its end follows.
+            Observation::Failed(SourceError::Broke { .. }) => {}
             Observation::Failed(error) => {
                 self.scan_errors_total += 1;
                 warn!(%error, "a look at the process table failed");

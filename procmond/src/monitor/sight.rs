@@ -66,7 +66,7 @@ pub(super) struct Sight {
     since: Instant,
     /// Up to when everything was seen: wall clock, nanoseconds since 1970.
     until_ns: i64,
-    /// The error that a source has told last, if it has seen nothing since.
+    /// Why what sees will end, if it has told.
     error: Option<String>,
     /// What went wrong last.
     why: String,
@@ -178,10 +178,9 @@ impl Sight {
 
     /// Takes note of what was observed.
     pub(super) fn note(&mut self, observation: &Observation) {
-        self.error = match observation {
-            Observation::Failed(error) => Some(error.to_string()),
-            _ => None,
-        };
+        if let Observation::Failed(error @ SourceError::Broke { .. }) = observation {
+            self.error = Some(error.to_string());
+        }
         if let Some(until_ns) = observation.seen_until_ns() {
             // Not the later of the two: the clock may have been set back.
             self.until_ns = until_ns;
@@ -390,6 +389,7 @@ impl Sight {
 
     fn see_with(&mut self, source: Started) {
         self.since = Instant::now();
+        self.error = None;
         self.blind.reset();
         if source.name != self.names[0] && !matches!(self.attempt, Attempt::Due(_)) {
             self.attempt = Attempt::Due(self.since + self.retry.take());

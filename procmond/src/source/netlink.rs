@@ -75,8 +75,8 @@ pub(super) fn start(
     let lost = Arc::new(AtomicU64::new(0));
     let feed = Tellings { found, lost: Arc::clone(&lost) };
     let intake = HandedOver { chunks: taken, drained: Arc::clone(&drained) };
-    let teller = Teller::new(feed, intake, super::new_poll()?, HOLD, observations);
     let reader = Reader {
+        observations: observations.downgrade(),
         socket,
         usages,
         orders,
@@ -91,6 +91,7 @@ pub(super) fn start(
         waiting: Vec::new(),
         taken_ns: 0,
     };
+    let teller = Teller::new(feed, intake, super::new_poll()?, HOLD, observations);
     poll::spawn(SourceName::Netlink, "procmond-netlink", move || reader.run())?;
     poll::spawn(SourceName::Netlink, "procmond-teller", move || teller.run())?;
     Ok(SourceHandle::new(control))
@@ -146,8 +147,8 @@ impl Feed for Tellings {
         vec![told]
     }
 
-    fn lost(&self) -> Option<u64> {
-        Some(self.lost.load(Ordering::Acquire))
+    fn lost(&self) -> Result<u64, SourceError> {
+        Ok(self.lost.load(Ordering::Acquire))
     }
 
     fn look(&mut self, table: &mut Procfs) -> Result<ProcessTable, SourceError> {
@@ -230,6 +231,8 @@ impl Losses {
 
 /// Takes what the kernel tells, and reads more about it.
 struct Reader {
+    /// For its last word only: the teller's end is the source's.
+    observations: mpsc::WeakSender<Observation>,
     socket: Socket,
     usages: Option<Usages>,
     orders: blocking::Receiver<Control>,
@@ -256,7 +259,12 @@ impl Reader {
                 Ok(until_ns) if self.hand_over(if ends { u64::MAX } else { until_ns }) => {}
                 Ok(_) => return,
                 Err(error) => {
-                    tracing::error!(%error, "the kernel's process connector has failed");
+                    let source = error.into();
+                    let broke = SourceError::Broke { name: SourceName::Netlink, source };
+                    // The teller tells what was read before, and ends.
+                    if let Some(observations) = self.observations.upgrade() {
+                        let _ = observations.blocking_send(Observation::Failed(broke));
+                    }
                     return;
                 }
             }

@@ -107,8 +107,11 @@ pub(super) trait Feed: Send + 'static {
     /// What is counted that found no room.
     type Lost: Lost;
 
-    /// How many things have found no room by now; `None` if that cannot be found out.
-    fn lost(&self) -> Option<Self::Lost>;
+    /// How many things have found no room by now.
+    ///
+    /// # Errors
+    /// If that cannot be found out any more: who cannot say what is missing sees nothing.
+    fn lost(&self) -> Result<Self::Lost, SourceError>;
 
     /// Looks at the process table.
     fn look(&mut self, table: &mut Procfs) -> Result<ProcessTable, SourceError>;
@@ -218,6 +221,8 @@ impl<F: Feed> Teller<F> {
             }
             let now = Instant::now();
             if now >= sweep_at {
+                // There may have been something to take all the time.
+                let Some(_) = self.lost() else { return };
                 self.feed.sweep();
                 sweep_at = Instant::now() + SWEEP_EVERY.max(now.elapsed() * SWEEP_REST);
             }
@@ -277,10 +282,17 @@ impl<F: Feed> Teller<F> {
     /// Tells of what found no room and was followed by nothing that did.
     fn take_rest(&mut self) -> Option<bool> {
         let now_ns = since_boot_ns();
-        let lost = self.feed.lost().unwrap_or(self.told_lost);
+        let lost = self.lost()?;
         // What is still in the ring says better when it was.
         let is_read = self.intake.drained_ns() > self.last_ns;
         if is_read { self.tell_overrun(lost, now_ns) } else { Some(false) }
+    }
+
+    /// How many things have found no room by now. `None` if that is not known any more, which is
+    /// told, or nobody listens.
+    fn lost(&self) -> Option<F::Lost> {
+        let tell = |error| drop(self.observations.blocking_send(Observation::Failed(error)));
+        self.feed.lost().map_err(tell).ok()
     }
 
     /// Tells of what found no room and was not told yet, and says whether there is any. `None` if

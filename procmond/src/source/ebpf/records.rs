@@ -41,8 +41,9 @@ impl Feed for Records {
         told
     }
 
-    fn lost(&self) -> Option<Lost> {
-        self.lost.get(&0, 0).ok().map(Lost)
+    fn lost(&self) -> Result<Lost, SourceError> {
+        let broke = |source| SourceError::Broke { name: Self::NAME, source };
+        self.lost.get(&0, 0).map(Lost).map_err(|error| broke(error.into()))
     }
 
     fn look(&mut self, table: &mut Procfs) -> Result<ProcessTable, SourceError> {

@@ -1,0 +1,214 @@
+//! A source that fails in the real program: what it holds in the kernel is taken from it, from
+//! outside, with a debugger.
+
+#![cfg(all(test, target_os = "linux"))]
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use procmond::source::probe_ebpf;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A program of ours that is ended with the test.
+struct Running(Child);
+
+impl Running {
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn end(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn sleeper() -> Running {
+    Running(Command::new("sleep").arg("1000").spawn().unwrap())
+}
+
+/// A running procmond and its log. Nobody takes the events.
+struct Procmond {
+    process: Running,
+    directory: TempDir,
+}
+
+impl Procmond {
+    fn begin() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let stderr = fs::File::create(directory.path().join("stderr")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_procmond"));
+        command.args(["run", "--source", "auto", "--interval", "0.5", "--wal-dir"]);
+        command.arg(directory.path().join("wal"));
+        command.env("DAEMONEYE_BROKER_SOCKET", directory.path().join("nobody.sock"));
+        let process = Running(command.stdin(Stdio::null()).stderr(stderr).spawn().unwrap());
+        Self { process, directory }
+    }
+
+    /// What it has logged.
+    fn events(&self) -> Vec<Value> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_procmond"));
+        command.args(["wal", "export", "--json", "--dir"]).arg(self.directory.path().join("wal"));
+        let output = command.output().unwrap();
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let events = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.map(|line| line["event"].clone()).collect()
+    }
+
+    /// Waits until something is in the log, and gives the log.
+    fn until(&self, what: &str, is_so: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let mut events = Vec::new();
+        self.until_so(what, || {
+            events = self.events();
+            is_so(&events)
+        });
+        events
+    }
+
+    fn until_so(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let since = Instant::now();
+        while !is_so() {
+            let stderr = || fs::read_to_string(self.directory.path().join("stderr")).unwrap();
+            assert!(since.elapsed() < PATIENCE, "no {what}: {}", stderr());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The names of its threads.
+    fn threads(&self) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.pid())).unwrap();
+        let names =
+            tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+        names.map(|name| name.trim_end().to_owned()).collect()
+    }
+
+    /// Its descriptors of things of eBPF: the number and what the kernel says of it.
+    fn bpf_descriptors(&self) -> Vec<(String, String)> {
+        let root = format!("/proc/{}", self.process.pid());
+        let descriptors = fs::read_dir(format!("{root}/fd")).unwrap().filter_map(|entry| {
+            let entry = entry.unwrap();
+            let target = fs::read_link(entry.path()).ok()?;
+            let number = entry.file_name().to_str()?.to_owned();
+            let info = fs::read_to_string(format!("{root}/fdinfo/{number}")).ok()?;
+            target.to_string_lossy().contains("bpf").then_some((number, info))
+        });
+        descriptors.collect()
+    }
+
+    fn maps_a_ring(&self) -> bool {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.process.pid())).unwrap();
+        maps.contains("bpf-map")
+    }
+}
+
+fn of(events: &[Value], pid: u32) -> Vec<&Value> {
+    let is_ours = |event: &&Value| {
+        event["pid"] == pid && (event["kind"] == "start" || event["kind"] == "stop")
+    };
+    events.iter().filter(is_ours).collect()
+}
+
+fn changes(events: &[Value]) -> Vec<&Value> {
+    events.iter().filter(|event| event["reason"] == "source_changed").collect()
+}
+
+/// Whether a tool and eBPF are there.
+fn can_break() -> bool {
+    let gdb = Command::new("gdb").arg("--version").stdout(Stdio::null()).status();
+    let missing = match (gdb.is_ok_and(|status| status.success()), probe_ebpf()) {
+        (true, Ok(())) => return true,
+        (false, _) => "there is no gdb".to_owned(),
+        (_, Err(error)) => error.to_string(),
+    };
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{missing}");
+    eprintln!("skipped: {missing}");
+    false
+}
+
+/// The map that says how much was lost is exchanged for /dev/null, so that the source cannot know
+/// any more what it does not see.
+#[test]
+fn c1_a_source_that_loses_what_it_holds_in_the_kernel_is_followed_by_another() {
+    if !can_break() {
+        return;
+    }
+    let procmond = Procmond::begin();
+    let (before, mut ends) = (sleeper(), sleeper());
+    for pid in [before.pid(), ends.pid()] {
+        procmond.until("start", |events| of(events, pid).len() == 1);
+    }
+    assert!(procmond.threads().iter().any(|name| name == "procmond-ebpf"));
+    assert!(procmond.maps_a_ring());
+    // The only array whose values are three numbers.
+    let is_lost = |info: &str| {
+        let has = |line: &str| info.lines().any(|it| it.split_whitespace().eq(line.split(' ')));
+        has("map_type: 2") && has("value_size: 12")
+    };
+    let descriptors = procmond.bpf_descriptors();
+    let lost: Vec<_> = descriptors.iter().filter(|(_, info)| is_lost(info)).collect();
+    let [(number, _)] = &lost[..] else { panic!("{descriptors:#?}") };
+    let call = format!("call (int) dup2(0, {number})");
+    let mut gdb = Command::new("gdb");
+    gdb.args(["--batch", "--nx", "-p", &procmond.process.pid().to_string(), "-ex", &call]);
+    let gdb = gdb.output().unwrap();
+    assert!(String::from_utf8_lossy(&gdb.stdout).contains(&format!("= {number}")), "{gdb:?}");
+
+    let events = procmond.until("change", |events| !changes(events).is_empty());
+    let [change] = &changes(&events)[..] else { panic!("one change") };
+    let detail = change["detail"].as_str().unwrap();
+    eprintln!(
+        "{detail}: {} us unseen",
+        (change["until_ns"].as_i64().unwrap() - change["since_ns"].as_i64().unwrap()) / 1000
+    );
+    let second = if detail.contains("seen with netlink instead") { "netlink" } else { "poll" };
+    assert!(detail.contains(&format!("seen with {second} instead")), "{detail}");
+    assert!(detail.contains("the source ebpf has failed (ebpf sees no more: "), "{detail}");
+    let (since, until) =
+        (change["since_ns"].as_i64().unwrap(), change["until_ns"].as_i64().unwrap());
+    assert!(since < until, "{change}");
+    ends.end();
+    let after = sleeper();
+    procmond.until("start", |events| of(events, after.pid()).len() == 1);
+    procmond.until("stop", |events| of(events, ends.pid()).len() == 2);
+
+    // Nothing of it is left.
+    procmond.until_so("end of the thread", || {
+        !procmond.threads().iter().any(|name| name == "procmond-ebpf")
+    });
+    assert!(!procmond.maps_a_ring());
+    let left = procmond.bpf_descriptors();
+    assert!(left.is_empty(), "{left:#?}");
+
+    // With everything given up that is given up at the start, it is loaded again.
+    let mut lives = vec![before, after];
+    if std::env::var_os("E2E_ROUNDS").is_some() {
+        procmond.until("change back", |events| changes(events).len() == 2);
+        assert!(procmond.maps_a_ring());
+        lives.push(sleeper());
+        procmond.until("start", |events| of(events, lives[2].pid()).len() == 1);
+    }
+    for life in &mut lives {
+        life.end();
+        procmond.until("stop", |events| of(events, life.pid()).len() == 2);
+    }
+    let events = procmond.events();
+    lives.push(ends);
+    for life in &lives {
+        let [start, stop] = &of(&events, life.pid())[..] else { panic!("a start and a stop") };
+        assert_eq!((&start["kind"], &stop["kind"]), (&"start".into(), &"stop".into()));
+        assert_eq!(start["process_key"], stop["process_key"]);
+    }
+}
