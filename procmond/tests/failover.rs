@@ -1,7 +1,8 @@
 //! A source that fails in the real program: what it holds in the kernel is taken from it, from
 //! outside, with a debugger.
 
-#![cfg(all(test, target_os = "linux"))]
+#![cfg(test)]
+#![cfg(target_os = "linux")]
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
