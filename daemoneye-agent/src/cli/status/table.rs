@@ -234,3 +234,24 @@ fn plain(text: &str) -> String {
 fn span(ms: u64) -> String {
     duration(ms.saturating_mul(1_000_000))
 }
+
+#[cfg(test)]
+mod tests {
+    use daemoneye_lib::models::process::SourceName;
+
+    use super::*;
+
+    #[test]
+    fn a_source_that_failed_is_told_with_the_reason_and_the_next_try() {
+        let failed_at = |next_try_ns| {
+            let why = "gone\u{1b}[2J".to_owned();
+            failed(&FailedSource { source: SourceName::Ebpf, why, next_try_ns }, 1_000_000_000)
+        };
+        let in_42_s = failed_at(Some(43_000_000_000));
+        assert!(in_42_s.starts_with("ebpf is tried again in 42"), "{in_42_s}");
+        assert!(in_42_s.contains("; gone") && !in_42_s.contains('\u{1b}'), "{in_42_s}");
+        // The agent may hear of it late.
+        assert!(failed_at(Some(5)).contains("tried again in 0"), "{}", failed_at(Some(5)));
+        assert!(failed_at(None).starts_with("ebpf is being tried again; "));
+    }
+}
