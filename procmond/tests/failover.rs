@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use procmond::source::probe_ebpf;
+use procmond::source::{SourceError, probe_ebpf, probe_netlink};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -48,11 +48,11 @@ struct Procmond {
 }
 
 impl Procmond {
-    fn begin() -> Self {
+    fn begin(source: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let stderr = fs::File::create(directory.path().join("stderr")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_procmond"));
-        command.args(["run", "--source", "auto", "--interval", "0.5", "--wal-dir"]);
+        command.args(["run", "--source", source, "--interval", "0.5", "--wal-dir"]);
         command.arg(directory.path().join("wal"));
         command.env("DAEMONEYE_BROKER_SOCKET", directory.path().join("nobody.sock"));
         let process = Running(command.stdin(Stdio::null()).stderr(stderr).spawn().unwrap());
@@ -88,12 +88,43 @@ impl Procmond {
         }
     }
 
+    /// Has a descriptor of it stand for what its standard input does.
+    fn take(&self, descriptor: &str) {
+        let call = format!("call (int) dup2(0, {descriptor})");
+        let mut gdb = Command::new("gdb");
+        gdb.args(["--batch", "--nx", "-p", &self.process.pid().to_string(), "-ex", &call]);
+        let gdb = gdb.output().unwrap();
+        let said = String::from_utf8_lossy(&gdb.stdout);
+        assert!(said.contains(&format!("= {descriptor}")), "{gdb:?}");
+    }
+
     /// The names of its threads.
     fn threads(&self) -> Vec<String> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.process.pid())).unwrap();
         let names =
             tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
         names.map(|name| name.trim_end().to_owned()).collect()
+    }
+
+    /// Its sockets of the process connector.
+    fn connectors(&self) -> Vec<String> {
+        let root = format!("/proc/{}", self.process.pid());
+        // Protocol 11, by the number of its inode.
+        let sockets = fs::read_to_string(format!("{root}/net/netlink")).unwrap();
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let connectors: Vec<_> = sockets
+            .lines()
+            .map(words)
+            .filter(|words| words[1] == "11")
+            .map(|words| format!("socket:[{}]", words[words.len() - 1]))
+            .collect();
+        let descriptors = fs::read_dir(format!("{root}/fd")).unwrap().filter_map(|entry| {
+            let entry = entry.unwrap();
+            let target = fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
+            let number = entry.file_name().to_str()?.to_owned();
+            connectors.contains(&target).then_some(number)
+        });
+        descriptors.collect()
     }
 
     /// Its descriptors of things of eBPF: the number and what the kernel says of it.
@@ -126,10 +157,10 @@ fn changes(events: &[Value]) -> Vec<&Value> {
     events.iter().filter(|event| event["reason"] == "source_changed").collect()
 }
 
-/// Whether a tool and eBPF are there.
-fn can_break() -> bool {
+/// Whether a tool and a source are there.
+fn can_break(probed: Result<(), SourceError>) -> bool {
     let gdb = Command::new("gdb").arg("--version").stdout(Stdio::null()).status();
-    let missing = match (gdb.is_ok_and(|status| status.success()), probe_ebpf()) {
+    let missing = match (gdb.is_ok_and(|status| status.success()), probed) {
         (true, Ok(())) => return true,
         (false, _) => "there is no gdb".to_owned(),
         (_, Err(error)) => error.to_string(),
@@ -143,10 +174,10 @@ fn can_break() -> bool {
 /// any more what it does not see.
 #[test]
 fn c1_a_source_that_loses_what_it_holds_in_the_kernel_is_followed_by_another() {
-    if !can_break() {
+    if !can_break(probe_ebpf()) {
         return;
     }
-    let procmond = Procmond::begin();
+    let procmond = Procmond::begin("auto");
     let (before, mut ends) = (sleeper(), sleeper());
     for pid in [before.pid(), ends.pid()] {
         procmond.until("start", |events| of(events, pid).len() == 1);
@@ -161,11 +192,7 @@ fn c1_a_source_that_loses_what_it_holds_in_the_kernel_is_followed_by_another() {
     let descriptors = procmond.bpf_descriptors();
     let lost: Vec<_> = descriptors.iter().filter(|(_, info)| is_lost(info)).collect();
     let [(number, _)] = &lost[..] else { panic!("{descriptors:#?}") };
-    let call = format!("call (int) dup2(0, {number})");
-    let mut gdb = Command::new("gdb");
-    gdb.args(["--batch", "--nx", "-p", &procmond.process.pid().to_string(), "-ex", &call]);
-    let gdb = gdb.output().unwrap();
-    assert!(String::from_utf8_lossy(&gdb.stdout).contains(&format!("= {number}")), "{gdb:?}");
+    procmond.take(number);
 
     let events = procmond.until("change", |events| !changes(events).is_empty());
     let [change] = &changes(&events)[..] else { panic!("one change") };
@@ -212,4 +239,36 @@ fn c1_a_source_that_loses_what_it_holds_in_the_kernel_is_followed_by_another() {
         assert_eq!((&start["kind"], &stop["kind"]), (&"start".into(), &"stop".into()));
         assert_eq!(start["process_key"], stop["process_key"]);
     }
+}
+
+/// What was asked for by its name is begun again, and nothing else.
+#[test]
+fn c1_a_source_asked_for_by_name_that_loses_its_socket_is_begun_again() {
+    if !can_break(probe_netlink().map(drop)) {
+        return;
+    }
+    let mut procmond = Procmond::begin("netlink");
+    let mut stays = sleeper();
+    procmond.until("start", |events| of(events, stays.pid()).len() == 1);
+    let sockets = procmond.connectors();
+    let [socket] = &sockets[..] else { panic!("{sockets:?}") };
+    procmond.take(socket);
+    let events = procmond.until("change", |events| !changes(events).is_empty());
+    let [change] = &changes(&events)[..] else { panic!("one change") };
+    let detail = change["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("netlink sees no more") && detail.contains("with netlink again"),
+        "{detail}"
+    );
+    assert!(change["since_ns"].as_i64().unwrap() < change["until_ns"].as_i64().unwrap());
+    let mut after = sleeper();
+    procmond.until("start", |events| of(events, after.pid()).len() == 1);
+    for life in [&mut stays, &mut after] {
+        life.end();
+        let events = procmond.until("stop", |events| of(events, life.pid()).len() == 2);
+        let [start, stop] = &of(&events, life.pid())[..] else { panic!("a start and a stop") };
+        assert_eq!(start["process_key"], stop["process_key"]);
+    }
+    assert_eq!(procmond.connectors().len(), 1);
+    assert!(procmond.process.0.try_wait().unwrap().is_none(), "it goes on");
 }
