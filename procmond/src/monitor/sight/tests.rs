@@ -3,7 +3,13 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+use daemoneye_lib::models::event::Event;
+use daemoneye_lib::models::process::KeyPrecision;
+use daemoneye_lib::stream::Sequence;
+
+use super::super::tests::{Bench, records};
 use super::*;
+use crate::source::ProcessTable;
 
 const EBPF: SourceName = SourceName::Ebpf;
 const NETLINK: SourceName = SourceName::Netlink;
@@ -267,6 +273,50 @@ async fn why_a_source_has_failed_is_what_it_told_last() {
     }
 }
 
+/// A source that looks sees nothing before it has looked: the gap ends with its first look, or with
+/// the run.
+#[tokio::test(start_paused = true)]
+async fn a_gap_that_poll_ends_ends_with_its_first_look() {
+    for looks in [true, false] {
+        let script = Arc::new(Scripted::default());
+        let bench = Bench::new();
+        let log = bench.open(Bench::options()).await;
+        let options = bench.monitor_options(Duration::from_secs(1));
+        let (mut monitor, _handle, _signals) = bench.monitor_with(&log, options);
+        monitor.sight = script.sight(SourceChoice::Auto);
+        monitor.begin().unwrap();
+        script.breaks(&[EBPF, NETLINK]);
+        script.end(EBPF);
+        while monitor.sight.state() != CollectorState::Monitoring || monitor.sight.name() != POLL {
+            let sighted = monitor.sight.next().await;
+            monitor.sighted(sighted).await.unwrap();
+        }
+        let look_ns = wall_clock_ns() + 1_000_000_000;
+        assert_eq!(monitor.health().events.gap, 0);
+        if looks {
+            monitor
+                .observed(Observation::Snapshot(ProcessTable {
+                    source: POLL,
+                    is_told: false,
+                    boot_id: uuid::Uuid::nil(),
+                    precision: KeyPrecision::Tick,
+                    time_ns: look_ns,
+                    uptime_ns: 5,
+                    processes: Vec::new(),
+                }))
+                .await
+                .unwrap();
+            assert_eq!(monitor.health().events.gap, 1);
+        }
+        script.end(POLL);
+        monitor.finish().await.unwrap();
+        let records = records(&log, Sequence(1));
+        let [(_, Event::Gap(gap))] = &records[..] else { panic!("{records:?}") };
+        assert_eq!(gap.until_ns == Some(look_ns), looks, "{gap:?}");
+        assert!(gap.since_ns < gap.until_ns, "{gap:?}");
+    }
+}
+
 /// Real sources that are cut off from the monitor when a test says so.
 #[cfg(target_os = "linux")]
 mod real {
@@ -275,13 +325,11 @@ mod real {
     use std::sync::Condvar;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use daemoneye_lib::models::event::Event;
     use daemoneye_lib::models::process::{ProcessEvent, ProcessEventKind, ProcessKey};
-    use daemoneye_lib::stream::Sequence;
     use tokio::sync::oneshot;
 
     use super::super::super::tests::real::{Life, can_use_ebpf, of, seen};
-    use super::super::super::tests::{Bench, records, until};
+    use super::super::super::tests::until;
     use super::super::super::{MonitorOptions, TellOptions};
     use super::*;
     use crate::source::probe_netlink;
