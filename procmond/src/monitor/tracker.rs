@@ -92,6 +92,9 @@ struct Ended {
     start_ns: Option<u64>,
     /// When it ended, in nanoseconds since boot, or a little later; if this run has seen that.
     at_ns: Option<u64>,
+    /// A look that comes after that was told may have begun before it, and show the process still.
+    /// What shows after an end that a look has found is another one.
+    is_told: bool,
 }
 
 /// The moment and the means of an observation.
@@ -155,7 +158,12 @@ impl Tracker {
             tracker.insert(start.clone());
         }
         for key in &image.ended {
-            tracker.ended.remember(Ended { key: *key, start_ns: None, at_ns: None });
+            tracker.ended.remember(Ended {
+                key: *key,
+                start_ns: None,
+                at_ns: None,
+                is_told: false,
+            });
         }
         tracker
     }
@@ -218,7 +226,12 @@ impl Tracker {
                 if self.processes.get(&pid).is_some_and(|entry| entry.start.key == event.key) {
                     self.processes.remove(&pid);
                 }
-                self.ended.remember(Ended { key: event.key, start_ns: None, at_ns: None });
+                self.ended.remember(Ended {
+                    key: event.key,
+                    start_ns: None,
+                    at_ns: None,
+                    is_told: false,
+                });
             }
         }
     }
@@ -239,6 +252,8 @@ impl Tracker {
         for ended in self.ended.lives.values_mut() {
             ended.start_ns = None;
             ended.at_ns = ended.at_ns.filter(|_| overlaps);
+            // The other one's first look may have begun before it.
+            ended.is_told = true;
         }
         self.was_blind = true;
     }
@@ -367,7 +382,7 @@ impl Tracker {
             if let Event::Process(stop) = stop {
                 let Some(entry) = self.processes.get(&stop.pid()) else { continue };
                 stop.parent_key = entry.start.parent_key;
-                self.ended.remember(entry.ended(Some(look.uptime_ns)));
+                self.ended.remember(entry.ended(look.uptime_ns, false));
             }
         }
         events.append(&mut changes);
@@ -389,7 +404,7 @@ impl Tracker {
                 continue;
             }
             let Some(entry) = self.processes.remove(&pid) else { continue };
-            self.ended.remember(entry.ended(Some(at_ns)));
+            self.ended.remember(entry.ended(at_ns, false));
             let look = Look {
                 boot_id: ends.boot_id,
                 precision: entry.start.key_precision,
@@ -414,7 +429,8 @@ impl Tracker {
                     || !birth.is_of(&entry.start.key, entry.start_ns, look)
             }
             None => self.ended.lives.get(&birth.pid).is_some_and(|ended| {
-                birth.is_of(&ended.key, ended.start_ns, look)
+                ended.is_told
+                    && birth.is_of(&ended.key, ended.start_ns, look)
                     && ended.at_ns.is_some_and(|at_ns| at_ns >= look.uptime_ns)
             }),
         }
@@ -445,7 +461,7 @@ impl Tracker {
         gone.sort_unstable_by_key(|entry| entry.start.key);
         let mut events = Vec::new();
         for entry in gone {
-            self.ended.remember(entry.ended(Some(look.uptime_ns)));
+            self.ended.remember(entry.ended(look.uptime_ns, false));
             if !entry.is_over {
                 events.push(entry.stop(Exit::default(), look));
             }

@@ -115,7 +115,7 @@ impl Tracker {
             return None;
         }
         let other = self.processes.remove(&pid)?;
-        self.ended.remember(other.ended(Some(look.uptime_ns)));
+        self.ended.remember(other.ended(look.uptime_ns, true));
         (!other.is_over).then(|| other.stop(Exit::default(), Look { is_inferred: true, ..look }))
     }
 
@@ -212,7 +212,7 @@ impl Tracker {
     fn end(&mut self, life: Life, exit: Exit, look: Look) -> Option<Event> {
         self.told(life, look)?;
         let entry = self.processes.remove(&life.0)?;
-        self.ended.remember(entry.ended(Some(look.uptime_ns)));
+        self.ended.remember(entry.ended(look.uptime_ns, true));
         (!entry.is_over).then(|| entry.stop(exit, look))
     }
 
@@ -271,7 +271,8 @@ impl Entry {
             }
     }
 
-    pub(super) fn ended(&self, at_ns: Option<u64>) -> Ended {
-        Ended { key: self.start.key, start_ns: self.start_ns, at_ns }
+    pub(super) fn ended(&self, at_ns: u64, is_told: bool) -> Ended {
+        let Self { start_ns, .. } = *self;
+        Ended { key: self.start.key, start_ns, at_ns: Some(at_ns), is_told }
     }
 }

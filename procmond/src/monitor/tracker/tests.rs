@@ -164,6 +164,25 @@ fn a_reused_pid_is_a_stop_and_a_start() {
     assert_eq!(short(&events), ["-20@500.0", "+20@1050.0"]);
 }
 
+/// The end of one that is held is found while the look goes on that shows the next.
+#[test]
+fn a_life_that_begins_in_the_tick_of_one_that_a_look_found_ended_is_another() {
+    let mut tracker = new();
+    tracker.observe(look(1000, vec![alive(1, 0)]));
+    tracker.observe(look(1004, vec![unchanged(1, 0), alive(30, 1003)]));
+    let end = End { pid: 30, start_centis: 1003, at_ns: 1006 * CENTI_NS, exit: Exit::default() };
+    let ended = tracker.observe(Observation::Ended(Ends {
+        source: SourceName::Poll,
+        boot_id: BOOT,
+        wall_offset_ns: 0,
+        ends: vec![end],
+    }));
+    assert_eq!(short(&ended), ["-30@1003.0"]);
+    let next = tracker.observe(look(1005, vec![unchanged(1, 0), alive(30, 1003)]));
+    assert_eq!(short(&next), ["+30@1003.1"]);
+    assert_eq!(short(&tracker.observe(look(1010, vec![unchanged(1, 0)]))), ["-30@1003.1"]);
+}
+
 #[test]
 fn lives_within_one_tick_have_generations() {
     let mut tracker = new();
