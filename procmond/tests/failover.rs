@@ -160,8 +160,11 @@ fn changes(events: &[Value]) -> Vec<&Value> {
 /// Whether a tool and a source are there.
 fn can_break(probed: Result<(), SourceError>) -> bool {
     let gdb = Command::new("gdb").arg("--version").stdout(Stdio::null()).status();
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    let may_trace = rustix::process::getuid().is_root() || !scope.is_ok_and(|it| it.trim() != "0");
     let missing = match (gdb.is_ok_and(|status| status.success()), probed) {
-        (true, Ok(())) => return true,
+        (true, Ok(())) if may_trace => return true,
+        (true, Ok(())) => "only root may use gdb on a process that it did not start".to_owned(),
         (false, _) => "there is no gdb".to_owned(),
         (_, Err(error)) => error.to_string(),
     };
