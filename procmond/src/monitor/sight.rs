@@ -48,6 +48,10 @@ const BLIND_FIRST: Duration = Duration::from_secs(1);
 /// The longest time between two tries then.
 const BLIND_MAX: Duration = Duration::from_secs(30);
 
+/// How long a source that was told to end may take: one that reads the process table can be held up
+/// by it for ever.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
 /// Starts a source.
 pub(super) type Open =
     dyn Fn(SourceName, SourceOptions) -> Result<Started, SourceError> + Send + Sync;
@@ -79,7 +83,13 @@ enum State {
     /// A source sees.
     Seeing(Started),
     /// A source was told to end, and tells what it has seen before that; the other one sees.
-    Handing { from: SourceName, observations: mpsc::Receiver<Observation>, to: Started },
+    Handing {
+        from: SourceName,
+        observations: mpsc::Receiver<Observation>,
+        /// It is not heard after this.
+        until: Instant,
+        to: Started,
+    },
     /// None sees since this one has failed.
     Blind { from: SourceName, is_told: bool },
 }
@@ -163,15 +173,16 @@ impl Sight {
 
     /// What comes next; never, before monitoring has begun. Cancel-safe.
     pub(super) async fn next(&mut self) -> Sighted {
-        let observations = match &mut self.state {
-            State::Seeing(source) => Some(&mut source.observations),
-            State::Handing { observations, .. } => Some(observations),
-            State::Waiting | State::Blind { .. } => None,
+        let (observations, until) = match &mut self.state {
+            State::Seeing(source) => (Some(&mut source.observations), None),
+            State::Handing { observations, until, .. } => (Some(observations), Some(*until)),
+            State::Waiting | State::Blind { .. } => (None, None),
         };
         tokio::select! {
             observation = receive(observations) => {
                 observation.map_or(Sighted::Ended, Sighted::Observation)
             }
+            () = super::moment(until) => Sighted::Ended,
             sighted = self.attempt.next() => sighted,
         }
     }
@@ -210,6 +221,15 @@ impl Sight {
                     self.attempt(if others.is_empty() { 0..self.names.len() } else { others }, see);
                 }
                 None
+            }
+            State::Handing { from, to, until, .. } if Instant::now() >= until => {
+                let by = to.name;
+                self.see_with(to);
+                self.why = format!("it did not end within {} s", LAST_WORDS.as_secs());
+                let then =
+                    format!("processes are seen with {by} again, and were since it was begun");
+                let gap = self.gap(from, &then);
+                Some(Change::Takes { by, overlaps: true, gap })
             }
             State::Handing { from, to, .. } => {
                 let by = to.name;
@@ -256,7 +276,8 @@ impl Sight {
                 info!(source = %to.name, instead_of = %worse.name, "the better source works again");
                 let Started { name: from, handle, observations, .. } = worse;
                 handle.stop();
-                self.state = State::Handing { from, observations, to };
+                let until = Instant::now() + LAST_WORDS;
+                self.state = State::Handing { from, observations, until, to };
                 None
             }
             (State::Blind { from, .. }, Ok(source)) => {

@@ -241,6 +241,28 @@ async fn one_that_fails_while_a_better_one_is_tried_is_followed_by_another() {
     assert_eq!((by, gap.since_ns.is_some()), (POLL, true));
 }
 
+/// One that is held up by the process table does not keep the better one from being heard.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_does_not_end_is_not_waited_for() {
+    let script = Arc::new(Scripted::default());
+    let mut sight = script.sight(SourceChoice::Auto);
+    sight.begin(see()).unwrap();
+    script.breaks(&[EBPF, NETLINK]);
+    script.end(EBPF);
+    assert_eq!(sight.takes().await.0, POLL);
+    script.breaks(&[]);
+    sight.step().await;
+    sight.step().await;
+    assert_eq!((sight.name(), sight.failed().is_some()), (POLL, true));
+    let before = Instant::now();
+    let Change::Takes { by, overlaps, gap } = sight.change().await else { panic!("it takes over") };
+    assert_eq!((by, overlaps, since(before)), (EBPF, true, 10));
+    assert_eq!((gap.missing, gap.since_ns.is_some(), gap.until_ns.is_some()), (None, true, true));
+    assert_eq!((sight.name(), sight.failed()), (EBPF, None));
+    assert!(!lock(&script.running).contains_key(&NETLINK));
+    assert!(lock(&script.running)[&POLL].is_closed(), "nobody listens to it");
+}
+
 #[tokio::test(start_paused = true)]
 async fn why_a_source_has_failed_is_what_it_told_last() {
     let script = Arc::new(Scripted::default());
