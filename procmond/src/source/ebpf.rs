@@ -51,6 +51,9 @@ const CHECKS_MAX: u32 = 100;
 const CHUNK_BYTES: usize = 64 << 10;
 /// How long a fork waits for the program that it runs, in ticks.
 const HELD_TICKS: u32 = 4;
+/// The same without ticks: a start that is told by itself is in the way of its program, which is
+/// run half a millisecond later.
+const HELD_MIN: Duration = Duration::from_millis(1);
 
 /// The programs, in place for as long as this is there.
 struct Programs {
@@ -69,7 +72,7 @@ pub(super) fn start(
     let table = super::new_poll()?;
     let (control, orders) = blocking::channel();
     let intake = Intake::new(ring, options.tick, orders);
-    let hold = options.tick * HELD_TICKS;
+    let hold = HELD_MIN.max(options.tick * HELD_TICKS);
     let records = Records::new(lost, inventory);
     let teller = Teller::new(records, intake, table, hold, observations);
     poll::spawn(SourceName::Ebpf, "procmond-ebpf", move || teller.run())?;
