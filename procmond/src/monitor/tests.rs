@@ -792,13 +792,34 @@ pub(super) mod real {
         let bench = Bench::new();
         let log = bench.open(WalOptions::default()).await;
         let (handle, running) = told_of(&bench, &log, &mark, tell).await;
-        let lives = tokio::task::spawn_blocking(move || {
-            for _ in 0..LIVES {
-                assert!(Command::new("true").arg(&mark).status().unwrap().success());
-            }
-        });
-        lives.await.unwrap();
-        until(async || handle.health().await.unwrap().events.stop >= LIVES as u64).await;
+        let run = |count: usize| {
+            let mark = mark.clone();
+            tokio::task::spawn_blocking(move || {
+                for _ in 0..count {
+                    assert!(Command::new("true").arg(&mark).status().unwrap().success());
+                }
+            })
+        };
+        let stops = || -> Vec<Box<ProcessEvent>> {
+            let stop = |(_, event): (Sequence, Event)| match event {
+                Event::Process(event) if matches!(event.kind, ProcessEventKind::Stop(_)) => {
+                    Some(event)
+                }
+                _ => None,
+            };
+            records(&log, Sequence(1)).into_iter().filter_map(stop).collect()
+        };
+        // The first may wait for a machine that is busy, and others come while it does.
+        let mut first = 0;
+        let deadline = Instant::now() + DEADLINE;
+        while stops().last().is_none_or(|stop| stop.exe_sha256.is_none()) {
+            assert!(Instant::now() < deadline, "{:?}", handle.health().await.unwrap().digests);
+            run(1).await.unwrap();
+            first += 1;
+            until(async || stops().len() >= first).await;
+        }
+        run(LIVES).await.unwrap();
+        until(async || stops().len() >= first + LIVES).await;
         let digests = handle.health().await.unwrap().digests.unwrap();
         handle.shutdown().await.unwrap();
         running.await.unwrap().unwrap();
@@ -806,19 +827,15 @@ pub(super) mod real {
         let path =
             ["/usr/bin/true", "/bin/true"].into_iter().find_map(|path| std::fs::read(path).ok());
         let wanted = Sha256(sha2::Sha256::digest(path.unwrap()).into());
-        let (mut stops, mut without) = (0, 0);
-        for (_, event) in records(&log, Sequence(1)) {
-            let Event::Process(event) = event else { continue };
-            if matches!(event.kind, ProcessEventKind::Stop(_)) {
-                stops += 1;
-                assert!(event.exe_sha256.is_none_or(|sum| sum == wanted), "{event:?}");
-                without += u64::from(event.exe_sha256.is_none());
-            }
+        let stops = stops();
+        assert_eq!(stops.len(), first + LIVES);
+        for (number, stop) in stops.iter().enumerate() {
+            // Once it has been read, it is known.
+            let is_late = stop.exe_sha256.is_none() && number < first;
+            let is_it = stop.exe_sha256 == Some(wanted) || is_late;
+            assert!(is_it, "{number}: {stop:?} of {digests:?}");
         }
-        assert_eq!(stops, LIVES);
-        let counted = digests.late_total + digests.gone_total + digests.changed_total;
-        assert!(without <= counted && without < LIVES as u64 / 2, "{without} of {digests:?}");
-        assert!(digests.cached_total >= LIVES as u64 / 2, "{digests:?}");
+        assert!(digests.cached_total >= LIVES as u64, "{digests:?}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
