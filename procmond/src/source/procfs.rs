@@ -23,6 +23,7 @@ mod again;
 mod details;
 mod files;
 mod lives;
+mod reading;
 mod stat;
 
 use std::collections::HashMap;
@@ -46,6 +47,7 @@ use super::poll::Scan;
 use super::{End, Ends, Facts, Observation, ObservedProcess, ProcessTable, SourceError};
 use files::Files;
 use lives::{Life, Lives, Ran, Reaped};
+pub(super) use reading::Reading;
 use rustix::fs::RawDir;
 pub(super) use stat::TICK_NS;
 use stat::{Ids, Stat};
@@ -81,7 +83,6 @@ pub(super) struct Procfs {
     began_ticks: u64,
     /// Processes and threads that were seen and began after that.
     began: u64,
-    buffer: Vec<u8>,
 }
 
 /// What a process looked like when its facts were last told.
@@ -148,17 +149,35 @@ impl Procfs {
         };
         let Some(stat) = stat.filter(is_it) else { return Ok(None) };
         let ids = self.ids(pid)?;
-        let dir = self.files.path_of(pid);
-        let facts = details::read(&dir, &stat, ids, &mut self.buffer)
+        let facts = details::read(&mut self.files, pid, &stat, ids)
             .map_err(|(path, source)| unreadable(&path, source))?;
         // What was read may be another's by now.
         Ok(self.stat(pid)?.filter(is_it).map(|_| facts))
     }
 
+    /// Begins to read a process as it is right now: its arguments, which go first when it ends.
+    /// `None` if it is gone, or cannot be looked at.
+    pub(super) fn begin_reading(&mut self, pid: u32) -> Option<Reading> {
+        Reading::begin(&mut self.files, pid)
+    }
+
+    /// Reads the next part of it; false when there is no more.
+    pub(super) fn read_on(&mut self, reading: &mut Reading) -> bool {
+        reading.read_on(&mut self.files)
+    }
+
+    /// When the process that is read began, in 10 ms units since boot, if it is not gone.
+    pub(super) fn begin_of(&mut self, reading: &mut Reading) -> Option<u64> {
+        reading.read_entry(&mut self.files);
+        reading.ticks()
+    }
+
     /// A process as it is right now, and when it began, in 10 ms units since boot: what goes first
     /// when it ends is read first. `None` if it is gone, or cannot be looked at.
     pub(super) fn at_once(&mut self, pid: u32) -> Option<(u64, Facts)> {
-        details::read_at_once(&self.files.path_of(pid), &mut self.buffer).ok()?
+        let mut reading = self.begin_reading(pid)?;
+        while self.read_on(&mut reading) {}
+        Some((reading.ticks()?, reading.into_facts()))
     }
 
     /// The same with what the list itself says, and whether it has ended; that takes least.
@@ -195,7 +214,6 @@ impl Procfs {
             has_news: false,
             began_ticks: 0,
             began: 0,
-            buffer: Vec::new(),
         })
     }
 
@@ -295,8 +313,7 @@ impl Procfs {
                 return Ok(Some(observed));
             }
         }
-        let dir = self.files.path_of(pid);
-        let mut facts = details::read(&dir, &stat, ids, &mut self.buffer)
+        let mut facts = details::read(&mut self.files, pid, &stat, ids)
             .map_err(|(path, source)| unreadable(&path, source))?;
         let mut ran = ran.filter(|_| !stat.has_ended);
         let after = self.stat(pid)?.filter(|after| after.start_ticks == stat.start_ticks);

@@ -1,7 +1,12 @@
 use std::process::Command;
 
-use super::message::datagram;
+use daemoneye_lib::models::process::KeyPrecision;
+
+use super::super::procfs::TICK_NS;
+use super::message::{Message, datagram};
+use super::reader::beginning;
 use super::*;
+use crate::source::teller::IDLE;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

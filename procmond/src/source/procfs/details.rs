@@ -1,18 +1,20 @@
 //! What is read once about a process: from `cmdline`, `exe`, `cwd`, `loginuid`, `cgroup`, `ns`.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use daemoneye_lib::models::ByteString;
 use daemoneye_lib::models::process::{Completeness, Namespaces};
-use daemoneye_lib::redaction::{RAW_ARGV_BYTES_MAX, RawArgv};
+use daemoneye_lib::redaction::{RAW_ARGV_BYTES_MAX, RawArgv, RedactedArgv};
+use rustix::io::Errno;
 
-use super::stat::{self, Ids, Stat};
+use super::files::Files;
+use super::stat::{Ids, Stat};
 use super::{first_sight, is_exhaustion, is_gone};
 use crate::source::{Facts, FileIdentity};
 
@@ -20,16 +22,13 @@ use crate::source::{Facts, FileIdentity};
 const DELETED: &[u8] = b" (deleted)";
 /// Paths are a page at most; a control group's may be deeper, but no event holds more.
 const PATH_BYTES_MAX: usize = 8192;
-/// More than `stat` and `status` have.
-const STAT_BYTES_MAX: u64 = 64 * 1024;
-
-type ReadError = (PathBuf, io::Error);
+pub(super) type ReadError = (PathBuf, io::Error);
 
 /// How well the reading went.
 #[derive(Default)]
-struct Account {
-    refused: bool,
-    gone: bool,
+pub(super) struct Account {
+    pub(super) refused: bool,
+    pub(super) gone: bool,
     cut: bool,
 }
 
@@ -38,71 +37,49 @@ struct Account {
 /// # Errors
 /// If we are out of files or memory, which says nothing about the process; with the path.
 pub(super) fn read(
-    dir: &Path,
+    files: &mut Files,
+    pid: u32,
     stat: &Stat,
     ids: Option<Ids>,
-    buffer: &mut Vec<u8>,
 ) -> Result<Facts, ReadError> {
     let mut account = Account::default();
     let mut facts = first_sight(stat, ids);
     // A thread of the kernel has no program, and so nothing is missing.
     if !stat.is_kernel_thread && !stat.has_ended {
-        account.program(dir, &mut facts, buffer)?;
+        facts.argv = account.argv(files, pid)?;
+        account.program(files, pid, &mut facts)?;
     }
     account.gone |= stat.has_ended;
-    account.surroundings(dir, &mut facts, buffer)?;
-    facts.completeness = account.completeness(stat);
+    account.surroundings(files, pid, &mut facts)?;
+    facts.completeness = account.completeness(stat.is_kernel_thread);
     Ok(facts)
 }
 
-/// Reads everything, first what goes first when a process ends; and the moment it began, in ticks.
-/// `None` if it is gone.
-///
-/// # Errors
-/// If we are out of files or memory.
-pub(super) fn read_at_once(
-    dir: &Path,
-    buffer: &mut Vec<u8>,
-) -> Result<Option<(u64, Facts)>, ReadError> {
-    let mut account = Account::default();
-    let mut program = Facts::unknown(Completeness::EnrichedLate);
-    account.program(dir, &mut program, buffer)?;
-    if !account.file(dir.join("stat"), STAT_BYTES_MAX, buffer)? {
-        return Ok(None);
-    }
-    let Some(stat) = stat::parse(buffer) else { return Ok(None) };
-    let found = account.file(dir.join("status"), STAT_BYTES_MAX, buffer)?;
-    let ids = found.then(|| stat::parse_ids(buffer)).flatten();
-    let mut facts = first_sight(&stat, ids);
-    // What has ended or is about to has none of these any more; nobody else has no arguments at all.
-    let has_argv = program.argv.as_ref().is_some_and(|argv| argv.iter().next().is_some());
-    account.gone |= !has_argv && !stat.is_kernel_thread;
-    if has_argv {
-        facts.argv = program.argv;
-    }
-    (facts.exe, facts.exe_deleted, facts.cwd) = (program.exe, program.exe_deleted, program.cwd);
-    facts.exe_file = program.exe_file;
-    account.surroundings(dir, &mut facts, buffer)?;
-    facts.completeness = account.completeness(&stat);
-    Ok(Some((stat.start_ticks, facts)))
-}
-
 impl Account {
-    /// Reads what it runs: first what goes first when it ends.
-    fn program(
+    /// Reads its arguments.
+    pub(super) fn argv(
         &mut self,
-        dir: &Path,
+        files: &mut Files,
+        pid: u32,
+    ) -> Result<Option<RedactedArgv>, ReadError> {
+        let Some(bytes) = self.file(files, pid, "cmdline", RAW_ARGV_BYTES_MAX + 1)? else {
+            return Ok(None);
+        };
+        let argv = RawArgv::from_cmdline(bytes.to_vec()).redact();
+        self.cut |= argv.is_truncated();
+        Ok(Some(argv))
+    }
+
+    /// Reads what it runs, and in which directory.
+    pub(super) fn program(
+        &mut self,
+        files: &mut Files,
+        pid: u32,
         facts: &mut Facts,
-        buffer: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
-        if self.file(dir.join("cmdline"), RAW_ARGV_BYTES_MAX as u64 + 1, buffer)? {
-            let argv = RawArgv::from_cmdline(buffer.clone()).redact();
-            self.cut |= argv.is_truncated();
-            facts.argv = Some(argv);
-        }
-        if let Some(exe) = self.link(dir.join("exe"))? {
+        if let Some(exe) = self.link(files, pid, "exe")?.map(ByteString::new) {
             // The link leads to the file itself, also when that has no path any more.
-            let metadata = fs::metadata(dir.join("exe")).ok();
+            let metadata = fs::metadata(files.path_of(pid).join("exe")).ok();
             facts.exe_file = metadata.as_ref().map(FileIdentity::from);
             let before = exe.as_bytes().strip_suffix(DELETED);
             // It may be called so.
@@ -111,34 +88,34 @@ impl Account {
             facts.exe_deleted = Some(path.is_some());
             facts.exe = Some(path.map_or_else(|| exe.clone(), ByteString::new));
         }
-        facts.cwd = self.link(dir.join("cwd"))?;
+        facts.cwd = self.link(files, pid, "cwd")?.map(ByteString::new);
         Ok(())
     }
 
     /// Reads where it runs.
-    fn surroundings(
+    pub(super) fn surroundings(
         &mut self,
-        dir: &Path,
+        files: &mut Files,
+        pid: u32,
         facts: &mut Facts,
-        buffer: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
-        if self.file(dir.join("loginuid"), 32, buffer)? {
-            facts.login_uid = parse_login_uid(buffer);
+        if let Some(bytes) = self.file(files, pid, "loginuid", 32)? {
+            facts.login_uid = parse_login_uid(bytes);
         }
-        if self.file(dir.join("cgroup"), 64 * 1024, buffer)?
-            && let Some((path, container_id)) = cgroup(buffer)
+        if let Some(bytes) = self.file(files, pid, "cgroup", 64 * 1024)?
+            && let Some((path, container_id)) = cgroup(bytes)
         {
             self.cut |= path.as_bytes().len() == PATH_BYTES_MAX;
             facts.cgroup = Some(path);
             facts.container_id = container_id;
         }
-        facts.namespaces = self.namespaces(&dir.join("ns"))?;
+        facts.namespaces = self.namespaces(files, pid)?;
         Ok(())
     }
 
-    fn completeness(mut self, stat: &Stat) -> Completeness {
+    pub(super) fn completeness(mut self, is_kernel_thread: bool) -> Completeness {
         // What there is to know of a thread of the kernel is known.
-        self.refused &= !stat.is_kernel_thread;
+        self.refused &= !is_kernel_thread;
         match self {
             Self { gone: true, .. } => Completeness::EnrichedLate,
             Self { refused: true, .. } => Completeness::Partial,
@@ -147,44 +124,53 @@ impl Account {
         }
     }
 
-    fn link(&mut self, path: PathBuf) -> Result<Option<ByteString>, ReadError> {
-        match fs::read_link(&path) {
-            Ok(target) => Ok(Some(ByteString::new(target.into_os_string().into_vec()))),
-            Err(error) => self.missing(path, error).map(|()| None),
+    fn link<'a>(
+        &mut self,
+        files: &'a mut Files,
+        pid: u32,
+        name: &str,
+    ) -> Result<Option<&'a [u8]>, ReadError> {
+        match files.follow(pid, name) {
+            Ok(()) => Ok(Some(files.content())),
+            Err(error) => self.missing(files.failed(error)).map(|()| None),
         }
     }
 
-    /// Reads a file, `most` bytes of it. False if it could not be read.
-    fn file(&mut self, path: PathBuf, most: u64, buffer: &mut Vec<u8>) -> Result<bool, ReadError> {
-        buffer.clear();
-        match File::open(&path).and_then(|file| file.take(most).read_to_end(buffer)) {
-            Ok(_) => Ok(true),
+    /// Reads a file, `most` bytes of it. `None` if it could not be read.
+    pub(super) fn file<'a>(
+        &mut self,
+        files: &'a mut Files,
+        pid: u32,
+        name: &str,
+        most: usize,
+    ) -> Result<Option<&'a [u8]>, ReadError> {
+        match files.fill(pid, name, most) {
+            Ok(()) => Ok(Some(files.content())),
             // A kernel may be built without a file such as `loginuid`.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => self.missing(path, error).map(|()| false),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => self.missing(files.failed(error)).map(|()| None),
         }
     }
 
-    fn namespaces(&mut self, dir: &Path) -> Result<Option<Namespaces>, ReadError> {
+    fn namespaces(&mut self, files: &mut Files, pid: u32) -> Result<Option<Namespaces>, ReadError> {
         let mut of = |name: &str| -> Result<Option<u64>, ReadError> {
-            let target = self.link(dir.join(name))?;
-            Ok(target.and_then(|target| namespace_number(target.as_bytes())))
+            Ok(self.link(files, pid, name)?.and_then(namespace_number))
         };
         let namespaces = Namespaces {
-            pid: of("pid")?,
-            mnt: of("mnt")?,
-            net: of("net")?,
-            user: of("user")?,
-            uts: of("uts")?,
-            ipc: of("ipc")?,
-            cgroup: of("cgroup")?,
+            pid: of("ns/pid")?,
+            mnt: of("ns/mnt")?,
+            net: of("ns/net")?,
+            user: of("ns/user")?,
+            uts: of("ns/uts")?,
+            ipc: of("ns/ipc")?,
+            cgroup: of("ns/cgroup")?,
         };
         Ok((namespaces != Namespaces::default()).then_some(namespaces))
     }
 
     /// Whoever owns a process can make its facts unreadable, for example with a working directory
     /// too deep to have a path. That must not keep us from seeing the others.
-    fn missing(&mut self, path: PathBuf, error: io::Error) -> Result<(), ReadError> {
+    fn missing(&mut self, (path, error): ReadError) -> Result<(), ReadError> {
         if is_exhaustion(&error) {
             return Err((path, error));
         }

@@ -1,6 +1,7 @@
 //! Small files of `/proc`, read without allocating.
 
 use std::fmt::Write;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub(super) struct Files {
     /// Below `root`: what was read last.
     path: String,
     buffer: Vec<u8>,
+    /// How much of the buffer was read last.
+    length: usize,
 }
 
 impl Files {
@@ -29,7 +32,7 @@ impl Files {
         let dir = rustix::fs::open(&root, flags, Mode::empty())
             .map_err(|error| unreadable(&root, error.into()))?;
         let buffer = vec![0; READ_BYTES];
-        Ok(Self { root, dir: Arc::new(dir), path: String::new(), buffer })
+        Ok(Self { root, dir: Arc::new(dir), path: String::new(), buffer, length: 0 })
     }
 
     /// The directory, to be listed from its beginning.
@@ -48,8 +51,7 @@ impl Files {
     /// A failure that says nothing about the process, such as too many open files, is an error:
     /// taken for an end it would make up stops.
     pub(super) fn read(&mut self, pid: u32, name: &str) -> Result<Option<&[u8]>, SourceError> {
-        self.path.clear();
-        let _ = write!(self.path, "{pid}/{name}");
+        self.name(pid, name);
         self.read_path()
     }
 
@@ -67,9 +69,33 @@ impl Files {
 
     /// A file of a process, to be read again and again.
     pub(super) fn open_of(&mut self, pid: u32, name: &str) -> Result<OwnedFd, Errno> {
-        self.path.clear();
-        let _ = write!(self.path, "{pid}/{name}");
+        self.name(pid, name);
         open_at(&self.dir, &self.path)
+    }
+
+    /// Reads a file of a process, `most` bytes of it; [`Self::content`] is what it holds.
+    pub(super) fn fill(&mut self, pid: u32, name: &str, most: usize) -> Result<(), Errno> {
+        self.name(pid, name);
+        self.length = read_at(&self.dir, &self.path, &mut self.buffer, most)?;
+        Ok(())
+    }
+
+    /// Reads where a link of a process leads; [`Self::content`] is that.
+    pub(super) fn follow(&mut self, pid: u32, name: &str) -> Result<(), Errno> {
+        self.name(pid, name);
+        // The kernel gives no path of a page or more.
+        self.length = rustix::fs::readlinkat_raw(&self.dir, &*self.path, &mut *self.buffer)?;
+        Ok(())
+    }
+
+    /// What was read last.
+    pub(super) fn content(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+
+    /// Why something could not be read, with the path.
+    pub(super) fn failed(&self, error: Errno) -> (PathBuf, io::Error) {
+        (self.root.join(&self.path), error.into())
     }
 
     /// A file of the kernel.
@@ -88,7 +114,7 @@ impl Files {
     }
 
     fn read_path(&mut self) -> Result<Option<&[u8]>, SourceError> {
-        match read_at(&self.dir, &self.path, &mut self.buffer) {
+        match read_at(&self.dir, &self.path, &mut self.buffer, usize::MAX) {
             Ok(length) => Ok(Some(&self.buffer[..length])),
             Err(error) => match error.into() {
                 error if is_gone(&error) => Ok(None),
@@ -96,22 +122,27 @@ impl Files {
             },
         }
     }
+
+    fn name(&mut self, pid: u32, name: &str) {
+        self.path.clear();
+        let _ = write!(self.path, "{pid}/{name}");
+    }
 }
 
 fn open_at(dir: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(dir, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Reads a file to its end, and says how many bytes of the buffer that is.
-fn read_at(dir: &OwnedFd, path: &str, buffer: &mut Vec<u8>) -> Result<usize, Errno> {
+/// Reads a file to its end, or `most` bytes, and says how many bytes of the buffer that is.
+fn read_at(dir: &OwnedFd, path: &str, buffer: &mut Vec<u8>, most: usize) -> Result<usize, Errno> {
     let file = open_at(dir, path)?;
     let mut length = 0;
     loop {
         length += rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buffer[length..]))?;
         // The kernel makes such a file in one go: what it gives short of the room is all.
-        if length < buffer.len() {
-            return Ok(length);
+        if length < buffer.len() || length >= most {
+            return Ok(length.min(most));
         }
-        buffer.resize(length + READ_BYTES, 0);
+        buffer.resize(length * 2, 0);
     }
 }
