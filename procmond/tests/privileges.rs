@@ -427,3 +427,15 @@ fn confined() {
         |_| panic!("there is no thread 0"),
     );
 }
+
+/// The kernel's yes to the question before was once taken for its answer to this one.
+#[test]
+fn who_may_not_hear_what_processes_used_is_told_so() {
+    if !is_root() || !as_nobody(&["true"]).status().is_ok_and(|status| status.success()) {
+        return skipped("needs root and setpriv");
+    }
+    let output = as_nobody(&[env!("CARGO_BIN_EXE_procmond"), "check"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let netlink = text.lines().find(|line| line.contains("source netlink")).expect("a line");
+    assert!(!netlink.contains("works") || netlink.contains("not what it used"), "{netlink}");
+}

@@ -14,6 +14,8 @@ use super::framing::{HEADER, messages, skip_padding};
 use super::socket::{ANSWER, Received, Socket};
 
 const ERROR: u16 = 2;
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
 /// The family that knows the others' numbers.
 const CONTROL: u16 = 16;
 const GET_FAMILY: u8 = 3;
@@ -53,7 +55,8 @@ impl Usages {
     pub(super) fn listen(room_bytes: u32) -> io::Result<Self> {
         let mut socket = Socket::open(GENERIC, 0)?;
         socket.make_room(room_bytes)?;
-        socket.send(&request(CONTROL, GET_FAMILY, FAMILY_NAME, b"TASKSTATS\0"))?;
+        // Without asking to be told that it was understood: that would be taken for the next answer.
+        socket.send(&request(REQUEST, CONTROL, GET_FAMILY, FAMILY_NAME, b"TASKSTATS\0"))?;
         let family = answer(&mut socket, |kind, body| {
             (kind == CONTROL).then(|| attribute(body.get(4..)?, FAMILY_ID)).flatten()
         })?;
@@ -61,7 +64,7 @@ impl Usages {
         let mut cpus = fs::read("/sys/devices/system/cpu/possible")?;
         cpus.retain(|byte| !byte.is_ascii_whitespace());
         cpus.push(0);
-        socket.send(&request(family, GET, REGISTER_CPUS, &cpus))?;
+        socket.send(&request(REQUEST | ACK, family, GET, REGISTER_CPUS, &cpus))?;
         answer(&mut socket, |kind, _| (kind == ERROR).then_some(&[][..]))?;
         Ok(Self { socket, family, known: HashMap::new() })
     }
@@ -93,15 +96,14 @@ impl Usages {
     }
 }
 
-/// One message with one attribute, asking for an answer.
-fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
-    const REQUEST_AND_ACK: u16 = 1 | 4;
+/// One message with one attribute.
+fn request(flags: u16, family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
     let attribute = 4 + value.len();
     let length = HEADER + 4 + attribute.next_multiple_of(4);
     let mut bytes = Vec::with_capacity(length);
     bytes.extend_from_slice(&(length as u32).to_ne_bytes());
     bytes.extend_from_slice(&family.to_ne_bytes());
-    bytes.extend_from_slice(&REQUEST_AND_ACK.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
     bytes.extend_from_slice(&[0; 8]);
     bytes.extend_from_slice(&[command, 1, 0, 0]);
     bytes.extend_from_slice(&(attribute as u16).to_ne_bytes());
