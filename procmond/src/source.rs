@@ -443,7 +443,7 @@ pub enum SourceError {
     /// The kernel's process connector cannot be used.
     #[error(
         "processes cannot be seen with netlink: {source}; it needs a kernel with \
-             CONFIG_PROC_EVENTS, no container, and before Linux 6.7 CAP_NET_ADMIN (or root)"
+             CONFIG_PROC_EVENTS, no container, and before Linux 6.6 CAP_NET_ADMIN (or root)"
     )]
     NoNetlink {
         /// Why not.

@@ -49,6 +49,9 @@ const PROBE_RING_BYTES: u32 = 64 << 10;
 const CHECKS_MAX: u32 = 100;
 /// Bytes taken out of the ring at once.
 const CHUNK_BYTES: usize = 64 << 10;
+/// How long it is slept between two looks into the ring while every look finds something. To be
+/// woken takes longer than to read what is there, and what was read waits for the log's sync.
+const BUSY_TICKS: u32 = 2;
 /// How long a fork waits for the program that it runs, in ticks.
 const HELD_TICKS: u32 = 4;
 /// The same without ticks: a start that is told by itself is in the way of its program, which is
@@ -231,7 +234,7 @@ impl teller::Intake for Intake {
         match self.state {
             State::Ended => return Err(NoChunk::Ever),
             State::Full => {}
-            State::Busy if !self.tick.is_zero() => thread::sleep(self.tick.min(most)),
+            State::Busy if !self.tick.is_zero() => thread::sleep(most.min(self.tick * BUSY_TICKS)),
             State::Quiet | State::Busy => {
                 // A record that is there may not be finished yet.
                 if is_ready_within(&self.ring, most) && !self.tick.is_zero() {
