@@ -34,7 +34,7 @@ pub struct RunArgs {
     /// Directory of the write-ahead log [default: "wal" in the state directory]
     #[arg(long, value_name = "DIR")]
     wal_dir: Option<OsString>,
-    /// What to see processes with: auto, ebpf or poll
+    /// What to see processes with: auto, ebpf, netlink or poll
     #[arg(long, value_name = "SOURCE")]
     source: Option<String>,
     /// Seconds between two looks at the process table, for example 0.5
