@@ -13,7 +13,7 @@ use daemoneye_eventbus::{
     Client, ClientOptions, Committed, Epoch, LiveItem, LiveOptions, Role, Sequence, StreamId,
     SubscribeError, TopicPattern,
 };
-use daemoneye_tests::{BrokerProcess, Random, beside_others, until};
+use daemoneye_tests::{BrokerProcess, Random, beside_others, until, until_some};
 use procmond::event_bus_connector::{BackpressureSignal, ConnectorOptions, EventBusConnector};
 use procmond::wal::{WalOptions, WriteAheadLog};
 use rustix::process::Signal;
@@ -312,7 +312,11 @@ impl Load {
             until("a watcher has seen the last", || watcher.last.load(Ordering::Relaxed) == last);
         }
         self.is_well();
-        let health = self.connector.health();
+        // The broker has told of the last acknowledgement; the connector may not have heard yet.
+        let health = until_some("the pressure is over", || {
+            let health = self.connector.health();
+            (health.engaged_total == health.released_total).then_some(health)
+        });
         let drained = self.runtime.block_on(self.connector.shutdown(Duration::from_secs(20)));
         assert!(drained.expect("the log is well").delivered);
         // The connector has ended, and with it the signals.
