@@ -27,9 +27,9 @@ mod reading;
 mod stat;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::hash::BuildHasher;
-use std::io::{self, Read};
+use std::io;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -127,9 +127,8 @@ impl Procfs {
         start_ns: u64,
         beginning: &[u8],
     ) -> Option<RedactedArgv> {
-        let cmdline = File::open(self.files.path_of(pid).join("cmdline")).ok()?;
-        let mut bytes = Vec::new();
-        cmdline.take(RAW_ARGV_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).ok()?;
+        self.files.fill(pid, "cmdline", RAW_ARGV_BYTES_MAX + 1).ok()?;
+        let bytes = self.files.content().to_vec();
         let stat = self.stat(pid).ok()??;
         let is_it = stat.start_ticks == start_ns / stat::TICK_NS && bytes.starts_with(beginning);
         is_it.then(|| RawArgv::from_cmdline(bytes).redact())
