@@ -26,6 +26,8 @@ const KB: u64 = 1000;
 const MB: u64 = 1000 * KB;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
+/// The longest commit delay of the log.
+const COMMIT_DELAY_MAX: Duration = Duration::from_secs(1);
 /// The limits of the time between two heartbeats.
 pub const HEARTBEAT: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(60);
@@ -140,6 +142,9 @@ impl Config {
         );
         let retire = declare_retire(loader, &wal_dir);
         let see = declare_seeing(loader);
+        // Whoever wants to hear of everything at once wants no delay in the log either, and whoever
+        // wants it cheap wants fewer syncs.
+        let commit_delay = (see.tick * 5 / 2).min(COMMIT_DELAY_MAX);
         Self {
             collector_id: loader.parsed(
                 "collector.id",
@@ -163,7 +168,7 @@ impl Config {
             ),
             commit_delay: loader.millis(
                 "wal.commit_delay_ms",
-                (see.tick * 5 / 2).min(COMMIT_DELAY_MAX),
+                commit_delay,
                 Duration::ZERO..=COMMIT_DELAY_MAX,
                 "How long an event may wait for others to share one sync with. 0 syncs at once.",
             ),
@@ -240,10 +245,6 @@ impl Config {
         }
     }
 }
-
-/// The longest commit delay. By default it is two and a half ticks of what sees: whoever wants to
-/// hear of everything at once wants no delay here either, and whoever wants it cheap wants more.
-const COMMIT_DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// How processes are seen, whatever sees them.
 fn declare_seeing(loader: &mut Loader) -> SourceOptions {
