@@ -97,6 +97,13 @@ struct Ended {
     is_told: bool,
 }
 
+impl Ended {
+    /// One whose end an earlier run has told.
+    const fn in_earlier_run(key: ProcessKey) -> Self {
+        Self { key, start_ns: None, at_ns: None, is_told: false }
+    }
+}
+
 /// The moment and the means of an observation.
 #[derive(Clone, Copy)]
 struct Look {
@@ -158,12 +165,7 @@ impl Tracker {
             tracker.insert(start.clone());
         }
         for key in &image.ended {
-            tracker.ended.remember(Ended {
-                key: *key,
-                start_ns: None,
-                at_ns: None,
-                is_told: false,
-            });
+            tracker.ended.remember(Ended::in_earlier_run(*key));
         }
         tracker
     }
@@ -226,12 +228,7 @@ impl Tracker {
                 if self.processes.get(&pid).is_some_and(|entry| entry.start.key == event.key) {
                     self.processes.remove(&pid);
                 }
-                self.ended.remember(Ended {
-                    key: event.key,
-                    start_ns: None,
-                    at_ns: None,
-                    is_told: false,
-                });
+                self.ended.remember(Ended::in_earlier_run(event.key));
             }
         }
     }
