@@ -54,7 +54,8 @@ pub(super) fn start_event(
 
 /// Whether both are the name of one thread of the kernel: where some sources see all of it, others
 /// see the first fifteen bytes. Nobody else's name has more.
-fn is_one_cut(one: &ByteString, other: &ByteString) -> bool {
+fn is_one_cut(one: Option<&ByteString>, other: Option<&ByteString>) -> bool {
+    let Some((one, other)) = one.zip(other) else { return false };
     let (short, long) = if one.len() < other.len() { (one, other) } else { (other, one) };
     short.len() == 15 && long.len() > 15 && long.as_bytes().starts_with(short.as_bytes())
 }
@@ -90,13 +91,11 @@ impl Entry {
                 known.$field.clone_from(&facts.$field);
             };
         }
-        match (&known.name, &facts.name) {
-            (Some(before), Some(now)) if is_one_cut(before, now) => {
-                known.name = before.max(now).clone().into();
-            }
-            _ => {
-                take!(name, Name);
-            }
+        if is_one_cut(known.name.as_ref(), facts.name.as_ref()) {
+            // The whole one comes behind its beginning.
+            known.name = known.name.take().max(facts.name.clone());
+        } else {
+            take!(name, Name);
         }
         take!(exe, Exe);
         take!(argv, Argv);
@@ -130,10 +129,9 @@ impl Entry {
                 $(differs |= facts.$field.is_some() && known.$field != facts.$field;)*
             };
         }
-        differs |= match (&known.name, &facts.name) {
-            (Some(before), Some(now)) => before != now && !is_one_cut(before, now),
-            (before, now) => before.is_none() && now.is_some(),
-        };
+        if !is_one_cut(known.name.as_ref(), facts.name.as_ref()) {
+            differs!(name);
+        }
         differs!(uid, euid, gid, egid, login_uid, session, capabilities, cgroup);
         if !differs {
             return None;
