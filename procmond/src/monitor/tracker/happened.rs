@@ -9,6 +9,13 @@ use daemoneye_lib::models::process::{Completeness, Exit, FieldChange, ProcessEve
 use super::{Birth, CENTI_NS, Ended, Entry, Look, Past, Tracker, was_there};
 use crate::source::{Facts, Happening, Happenings, What};
 
+/// One life of one pid: no other began in the same nanosecond.
+type Life = (u32, u64);
+
+/// How much later one source may be told of the same thing than another: what is this much older
+/// than the last that another one told of is left out, and the rest is compared.
+const SKEW_NS: u64 = 1_000_000;
+
 /// For each happening, where the next program stands that its process runs.
 fn next_programs(happenings: &[Happening]) -> Vec<Option<usize>> {
     let mut next = HashMap::with_capacity(happenings.len());
@@ -21,13 +28,6 @@ fn next_programs(happenings: &[Happening]) -> Vec<Option<usize>> {
     }
     programs
 }
-
-/// One life of one pid: no other began in the same nanosecond.
-type Life = (u32, u64);
-
-/// How much later one source may be told of the same thing than another: what is this much older
-/// than the last that another one told of is left out, and the rest is compared.
-const SKEW_NS: u64 = 1_000_000;
 
 impl Tracker {
     /// A program that runs within the batch in which its process began is part of the start.
